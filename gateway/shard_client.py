@@ -1,0 +1,443 @@
+"""
+The gateway's side of the shard sockets: coalesces, resends, and knows what it does not know.
+
+Rule 1: commands that wait for a shard leave together, once per turn of the event loop, in
+        frames of bounded size, a bounded number of them in flight. There is no timer.
+Rule 2: a connection that ends leaves its frames in doubt; their commands go out again on the
+        next connection. That is safe because each command that moves money has a key, and the
+        others say how things shall be.
+Rule 3: at its deadline a command that was never sent is `ShardUnavailable` (not applied), one
+        that was sent is `OutcomeUnknown`. Nothing else turns doubt into an answer.
+Rule 4: a caller that goes away cancels nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import Sequence
+from typing import cast
+
+import msgspec
+import structlog
+
+from configs.settings import GatewaySettings
+from processor.core.commands import Command
+from processor.flow import frames
+from processor.flow.frames import (
+    Answered,
+    FrameSplitter,
+    NotServing,
+    Overloaded,
+    Reply,
+    RequestFrame,
+    Result,
+    StaleEpoch,
+)
+from processor.storage.directory import Directory, ShardEntry
+
+DEADLINE_LOOK_S = 0.05
+RECONNECT_S = 0.05
+RECONNECT_S_MAX = 0.5
+SHARD_ID = 0  # One shard holds every wallet.
+
+log = structlog.get_logger("shard_client")
+
+
+class OutcomeUnknown(Exception):
+    """
+    Sent, and no answer came in time: the same key gives the one true outcome.
+    """
+
+
+class ShardUnavailable(Exception):
+    """
+    Not sent in time, so nothing was applied.
+    """
+
+
+class ShardOverloaded(Exception):
+    """
+    Nothing was applied: the queue is full.
+    """
+
+    def __init__(self, retry_after_ms: int) -> None:
+        super().__init__(f"try again in {retry_after_ms} ms")
+        self.retry_after_ms = retry_after_ms
+
+
+class ShardClientStatistics(msgspec.Struct, frozen=True):
+    """
+    A moment of one connection. Counts are since the start.
+    """
+
+    shard_id: int
+    connected: bool
+    epoch: int
+    queued_commands: int
+    frames_in_flight: int
+    frame_count: int
+    command_count: int
+    resent_command_count: int
+
+
+class Group:
+    """
+    Commands that are sent together and answered together.
+    """
+
+    __slots__ = ("answer", "commands", "deadline", "sent_count")
+
+    def __init__(
+        self, commands: Sequence[Command], answer: asyncio.Future[list[Result]], deadline: float
+    ) -> None:
+        self.commands = commands
+        self.answer = answer
+        self.deadline = deadline
+        self.sent_count = 0
+
+    def fail(self, error: Exception) -> None:
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class ShardClient:
+    """
+    One shard, seen from one gateway.
+    """
+
+    def __init__(self, shard_id: int, secret: bytes, settings: GatewaySettings) -> None:
+        self.shard_id = shard_id
+        self._secret = secret
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Group] = deque()
+        self._queued_commands = 0
+        self._in_flight: dict[int, list[Group]] = {}
+        self._connection: GatewayConnection | None = None
+        self._endpoint: str | None = None
+        self._epoch = 0
+        self._endpoint_changed = asyncio.Event()
+        self._flush_due = False
+        self._frame_id = 0
+        self._frame_count = 0
+        self._command_count = 0
+        self._resent_command_count = 0
+
+    def submit(self, commands: Sequence[Command], deadline: float) -> asyncio.Future[list[Result]]:
+        """
+        Queue *commands* for the next frame; *deadline* is in loop time.
+        """
+        answer: asyncio.Future[list[Result]] = self._loop.create_future()
+        if self._queued_commands + len(commands) > self._settings.queued_commands_max:
+            answer.set_exception(ShardOverloaded(retry_after_ms=100))
+            return answer
+        self._waiting.append(Group(commands, answer, deadline))
+        self._queued_commands += len(commands)
+        self._flush_soon()
+        return answer
+
+    def _flush_soon(self) -> None:
+        if not self._flush_due:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        connection = self._connection
+        if connection is None:
+            return
+        while self._waiting and len(self._in_flight) < self._settings.frames_in_flight_max:
+            groups, commands = self._next_frame()
+            if not groups:
+                return
+            self._frame_id += 1
+            self._frame_count += 1
+            self._command_count += len(commands)
+            self._in_flight[self._frame_id] = groups
+            connection.send(RequestFrame(self._frame_id, self.shard_id, self._epoch, commands))
+
+    def _next_frame(self) -> tuple[list[Group], list[Command]]:
+        groups: list[Group] = []
+        commands: list[Command] = []
+        while self._waiting:
+            group = self._waiting[0]
+            if commands and len(commands) + len(group.commands) > frames.FRAME_COMMANDS_MAX:
+                break
+            self._waiting.popleft()
+            self._queued_commands -= len(group.commands)
+            if group.sent_count:
+                self._resent_command_count += len(group.commands)
+            group.sent_count += 1
+            groups.append(group)
+            commands.extend(group.commands)
+        return groups, commands
+
+    def take_reply(self, reply: Reply) -> None:
+        groups = self._in_flight.pop(reply.frame_id, None)
+        if groups is None:
+            return
+        match reply:
+            case Answered():
+                start = 0
+                for group in groups:
+                    end = start + len(group.commands)
+                    if not group.answer.done():
+                        group.answer.set_result(reply.results[start:end])
+                    start = end
+            case Overloaded():
+                self._refuse(groups, reply.retry_after_ms)
+            case StaleEpoch():
+                self._epoch = reply.epoch
+                self._put_back(groups, applied=False)
+            case NotServing():
+                # Draining: a successor will publish its endpoint. Ask again, but not at once.
+                self._put_back(groups, applied=False)
+                self._loop.call_later(RECONNECT_S, self._flush_soon)
+                return
+        if self._waiting:
+            self._flush_soon()
+
+    def _refuse(self, groups: list[Group], retry_after_ms: int) -> None:
+        in_doubt = []
+        for group in groups:
+            if group.sent_count == 1:
+                group.fail(ShardOverloaded(retry_after_ms))
+            else:
+                # An earlier sending may have been applied: only the shard can tell.
+                in_doubt.append(group)
+        if in_doubt:
+            self._put_back(in_doubt, applied=False)
+
+    def _put_back(self, groups: list[Group], *, applied: bool) -> None:
+        for group in reversed(groups):
+            if not applied:
+                group.sent_count -= 1
+            self._waiting.appendleft(group)
+            self._queued_commands += len(group.commands)
+
+    def connection_lost(self, connection: GatewayConnection) -> None:
+        if connection is not self._connection:
+            return
+        self._connection = None
+        in_doubt = [group for groups in self._in_flight.values() for group in groups]
+        self._in_flight.clear()
+        self._put_back(in_doubt, applied=True)
+        self._endpoint_changed.set()
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.abort()
+
+    def entry_changed(self, entry: ShardEntry) -> None:
+        """
+        Take in what the directory says of this shard.
+        """
+        self._epoch = max(entry.epoch, self._epoch)
+        if entry.endpoint != self._endpoint:
+            self._endpoint = entry.endpoint
+            if entry.endpoint is not None and self._connection is not None:
+                self._drop_connection()
+        self._endpoint_changed.set()
+
+    async def stay_connected(self) -> None:
+        """
+        Keep one connection to wherever the shard is served.
+        """
+        while True:
+            self._endpoint_changed.clear()
+            if self._connection is None and self._endpoint is not None:
+                try:
+                    await self._connect(self._endpoint)
+                except (TimeoutError, OSError) as error:
+                    log.info("shard not reached", shard_id=self.shard_id, error=str(error))
+                    await asyncio.sleep(RECONNECT_S)
+                    continue
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._endpoint_changed.wait(), 1.0)
+
+    async def _connect(self, endpoint: str) -> None:
+        connection = GatewayConnection(self, self._secret)
+        kind, _, address = endpoint.partition(":")
+        if kind == "unix":
+            await self._loop.create_unix_connection(lambda: connection, address)
+        else:
+            host, _, port = address.rpartition(":")
+            await self._loop.create_connection(lambda: connection, host, int(port))
+        try:
+            await asyncio.wait_for(connection.trusted, 5.0)
+        except BaseException:
+            connection.abort()
+            raise
+        self._connection = connection
+        self._flush_soon()
+
+    def expire(self, now: float) -> None:
+        """
+        Give up on every group whose deadline has passed.
+        """
+        kept: deque[Group] = deque()
+        for group in self._waiting:
+            if group.deadline <= now:
+                group.fail(_deadline_error(group))
+                self._queued_commands -= len(group.commands)
+            else:
+                kept.append(group)
+        self._waiting = kept
+        for groups in self._in_flight.values():
+            for group in groups:
+                if group.deadline <= now:
+                    group.fail(_deadline_error(group))
+
+    def close(self) -> None:
+        self._drop_connection()
+
+    def statistics(self) -> ShardClientStatistics:
+        return ShardClientStatistics(
+            shard_id=self.shard_id,
+            connected=self._connection is not None,
+            epoch=self._epoch,
+            queued_commands=self._queued_commands,
+            frames_in_flight=len(self._in_flight),
+            frame_count=self._frame_count,
+            command_count=self._command_count,
+            resent_command_count=self._resent_command_count,
+        )
+
+
+def _deadline_error(group: Group) -> Exception:
+    if group.sent_count:
+        return OutcomeUnknown("no answer in time")
+    return ShardUnavailable("the shard was not reached in time")
+
+
+class GatewayConnection(asyncio.Protocol):
+    """
+    One connection to a shard: the handshake, then frames.
+    """
+
+    def __init__(self, client: ShardClient, secret: bytes) -> None:
+        self.trusted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._client = client
+        self._secret = secret
+        self._splitter = FrameSplitter()
+        self._server_nonce = b""
+        self._client_nonce = secrets.token_bytes(frames.NONCE_BYTES)
+        self._transport: asyncio.WriteTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.WriteTransport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.trusted.done():
+            self.trusted.set_exception(ConnectionError(f"the shard hung up: {exc}"))
+            # Whoever waited may be gone already; nobody else is to be told.
+            self.trusted.exception()
+        self._transport = None
+        self._client.connection_lost(self)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message in self._splitter.feed(data):
+                self._take(message)
+        except (frames.FrameTooLarge, msgspec.DecodeError) as error:
+            log.warning("connection dropped", error=f"{type(error).__name__}: {error}")
+            self.abort()
+
+    def _take(self, message: bytes) -> None:
+        if self.trusted.done():
+            self._client.take_reply(frames.decode_reply(message))
+        elif not self._server_nonce:
+            self._server_nonce = message
+            proof = frames.client_proof(self._secret, message, self._client_nonce)
+            assert self._transport is not None
+            self._transport.write(frames.with_length(self._client_nonce + proof))
+        else:
+            expected = frames.server_proof(self._secret, self._server_nonce, self._client_nonce)
+            if frames.same_proof(message, expected):
+                self.trusted.set_result(None)
+            else:
+                self.abort()
+
+    def send(self, frame: RequestFrame) -> None:
+        if self._transport is not None:
+            self._transport.write(frames.with_length(frames.encode(frame)))
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+
+class ShardClients:
+    """
+    All shards, seen from one gateway process.
+    """
+
+    def __init__(self, *, dsn: str, secret: bytes, settings: GatewaySettings) -> None:
+        self._secret = secret
+        self._settings = settings
+        self._directory = Directory(dsn, self._entries_changed)
+        self._clients: dict[int, ShardClient] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    async def start(self) -> None:
+        self._client(SHARD_ID)
+        self._tasks.add(asyncio.create_task(self._directory.run()))
+        self._tasks.add(asyncio.create_task(self._watch_deadlines()))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for client in self._clients.values():
+            client.close()
+
+    async def submit(self, command: Command, *, timeout_ms: int) -> Result:
+        """
+        Send one command and return its result.
+
+        Raises OutcomeUnknown, ShardUnavailable or ShardOverloaded.
+        """
+        deadline = self._loop.time() + timeout_ms / 1000
+        results = await self._clients[SHARD_ID].submit((command,), deadline)
+        return results[0]
+
+    async def submit_many(
+        self, commands: Sequence[Command], *, timeout_ms: int
+    ) -> list[Result | Exception]:
+        """
+        Send many commands; a result or an exception for each, in order.
+        """
+        deadline = self._loop.time() + timeout_ms / 1000
+        client = self._clients[SHARD_ID]
+        outcomes: list[Result | Exception] = []
+        try:
+            outcomes.extend(await client.submit(commands, deadline))
+        except (OutcomeUnknown, ShardUnavailable, ShardOverloaded) as error:
+            outcomes.extend([error] * len(commands))
+        return outcomes
+
+    def statistics(self) -> list[ShardClientStatistics]:
+        return [client.statistics() for client in self._clients.values()]
+
+    def _client(self, shard_id: int) -> ShardClient:
+        client = self._clients.get(shard_id)
+        if client is None:
+            client = ShardClient(shard_id, self._secret, self._settings)
+            self._clients[shard_id] = client
+            self._tasks.add(asyncio.create_task(client.stay_connected()))
+        return client
+
+    def _entries_changed(self, entries: list[ShardEntry]) -> None:
+        for entry in entries:
+            self._client(entry.shard_id).entry_changed(entry)
+
+    async def _watch_deadlines(self) -> None:
+        while True:
+            await asyncio.sleep(DEADLINE_LOOK_S)
+            now = self._loop.time()
+            for client in self._clients.values():
+                client.expire(now)

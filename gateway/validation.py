@@ -1,0 +1,161 @@
+"""
+Which values are acceptable.
+
+Rule 1: each check names every wrong field of a request, not only the first.
+Rule 2: what passes here is acceptable to the ledger, to the wire between gateway and shard, and
+        to Postgres: no NUL anywhere, integers within their columns, texts within their bounds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+
+from configs.settings import Settings
+from gateway.problems import FieldError
+from gateway.strict_json import escaped
+from gateway.wire import (
+    WALLET_ID_PATTERN,
+    BatchTransfer,
+    ChangeWalletRequest,
+    DepositRequest,
+    OpenWalletRequest,
+    TransferRequest,
+    WithdrawalRequest,
+)
+from processor.core.amounts import AMOUNT_MAX
+
+IDEMPOTENCY_KEY_CHARS_MAX = 255
+METADATA_INTEGER_MAX = 2**53 - 1  # Exact in every JSON reader.
+
+Movement = TransferRequest | DepositRequest | WithdrawalRequest | BatchTransfer
+Metadata = Mapping[str, str | int | bool]
+
+is_wallet_id = re.compile(WALLET_ID_PATTERN).fullmatch
+_canonical = msgspec.json.Encoder(order="sorted").encode
+
+
+def is_idempotency_key(key: str) -> bool:
+    """
+    Say whether *key* is 1 to 255 visible ASCII characters.
+    """
+    return (
+        0 < len(key) <= IDEMPOTENCY_KEY_CHARS_MAX
+        and key.isascii()
+        and key.isprintable()
+        and " " not in key
+    )
+
+
+def canonical_metadata(metadata: Metadata | None) -> str | None:
+    """
+    Write *metadata* the one way the ledger stores and compares it; empty is as good as none.
+    """
+    return _canonical(metadata).decode() if metadata else None
+
+
+class Validation:
+    """
+    The checks, with the bounds of the settings.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._currencies = frozenset(settings.currency_exponents)
+        self._reference_chars_max = settings.gateway.reference_chars_max
+        self._metadata_bytes_max = settings.gateway.metadata_bytes_max
+
+    def movement(self, request: Movement) -> list[FieldError]:
+        """
+        Check a transfer, deposit or withdrawal.
+        """
+        errors: list[FieldError] = []
+        if type(request) is not DepositRequest and not is_wallet_id(request.source):
+            errors.append(_wallet_id_error("/source"))
+        if type(request) is not WithdrawalRequest and not is_wallet_id(request.destination):
+            errors.append(_wallet_id_error("/destination"))
+        if not 0 < request.amount <= AMOUNT_MAX:
+            detail = f"An amount is between 1 and {AMOUNT_MAX} minor units."
+            errors.append(FieldError("out_of_range", detail, "/amount"))
+        if request.currency not in self._currencies:
+            errors.append(_currency_error())
+        if request.reference is not None:
+            errors += self._reference(request.reference)
+        if request.metadata:
+            errors += self._metadata(request.metadata)
+        return errors
+
+    def batch_transfer(self, item: BatchTransfer) -> list[FieldError]:
+        """
+        Check one item of a batch.
+        """
+        errors = self.movement(item)
+        if not is_idempotency_key(item.idempotency_key):
+            detail = "A key is 1 to 255 visible ASCII characters."
+            errors.append(FieldError("bad_format", detail, "/idempotency_key"))
+        return errors
+
+    def opening(self, request: OpenWalletRequest) -> list[FieldError]:
+        """
+        Check the opening of a wallet.
+        """
+        errors = []
+        if request.wallet_id is not None and not is_wallet_id(request.wallet_id):
+            errors.append(_wallet_id_error("/wallet_id"))
+        if request.currency not in self._currencies:
+            errors.append(_currency_error())
+        return errors + _minimum_errors(request.minimum)
+
+    def change(self, request: ChangeWalletRequest) -> list[FieldError]:
+        """
+        Check a change of a wallet.
+        """
+        if request.status is None and request.minimum is None:
+            return [FieldError("required", "Give a status, a minimum, or both.", "")]
+        return [] if request.minimum is None else _minimum_errors(request.minimum)
+
+    def _reference(self, reference: str) -> list[FieldError]:
+        if "\x00" in reference:
+            return [_nul_error("/reference")]
+        if 0 < len(reference) <= self._reference_chars_max:
+            return []
+        detail = f"A reference is 1 to {self._reference_chars_max} characters, or left out."
+        return [FieldError("out_of_range", detail, "/reference")]
+
+    def _metadata(self, metadata: Metadata) -> list[FieldError]:
+        errors = []
+        for name, value in metadata.items():
+            pointer = f"/metadata/{escaped(name)}"
+            if "\x00" in name or (isinstance(value, str) and "\x00" in value):
+                errors.append(_nul_error(pointer))
+            elif isinstance(value, int) and abs(value) > METADATA_INTEGER_MAX:
+                detail = f"An integer here is within ±{METADATA_INTEGER_MAX}; use a string."
+                errors.append(FieldError("out_of_range", detail, pointer))
+        if len(_canonical(metadata)) > self._metadata_bytes_max:
+            detail = f"Metadata is at most {self._metadata_bytes_max} bytes of JSON."
+            return [FieldError("out_of_range", detail, "/metadata")]
+        return errors
+
+
+def _wallet_id_error(pointer: str) -> FieldError:
+    detail = (
+        "A wallet id is 1 to 64 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit."
+    )
+    return FieldError("bad_format", detail, pointer)
+
+
+def _currency_error() -> FieldError:
+    detail = "Name an ISO 4217 currency in capitals, or one of the configuration."
+    return FieldError("unknown_currency", detail, "/currency")
+
+
+def _minimum_errors(minimum: int) -> list[FieldError]:
+    if abs(minimum) <= AMOUNT_MAX:
+        return []
+    detail = f"A minimum is within ±{AMOUNT_MAX} minor units."
+    return [FieldError("out_of_range", detail, "/minimum")]
+
+
+def _nul_error(pointer: str) -> FieldError:
+    return FieldError("bad_format", "A text must not contain NUL (U+0000).", pointer)

@@ -1,0 +1,351 @@
+"""
+The public API's bodies, version 1.
+
+Rule 1: these structs are apart from the ledger's commands: the API may stay as it is while the
+        ledger changes, and the other way round.
+Rule 2: the types here say what kind of thing a field is; `validation` says which values are
+        acceptable, so that every wrong field is named at once. The limits stand here too, as
+        schema, for the reference.
+Rule 3: money is an integer in the currency's minor unit; times are RFC 3339 in UTC with
+        microseconds; what a wallet or transfer does not have is null.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.problems import FieldError, Outcome
+from gateway.strict_json import Strict
+from processor.core.amounts import AMOUNT_MAX
+
+WALLET_ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._:@-]{0,63}"
+WALLET_STATUSES = ("open", "frozen", "locked", "closed")
+
+WalletIdText = Annotated[
+    str,
+    Meta(
+        description="1 to 64 of A-Z a-z 0-9 . _ : @ - and a letter or digit first.",
+        examples=["shop-eu:till-7"],
+        extra_json_schema={"pattern": f"^{WALLET_ID_PATTERN}$"},
+    ),
+]
+AmountInteger = Annotated[
+    int,
+    Meta(
+        description="Minor units of the currency: 1099 is 10.99 EUR, or 1099 JPY.",
+        examples=[1099],
+        extra_json_schema={"minimum": 1, "maximum": AMOUNT_MAX},
+    ),
+]
+MinimumInteger = Annotated[
+    int,
+    Meta(
+        description="How far the balance may fall, in minor units; negative is an overdraft.",
+        extra_json_schema={"minimum": -AMOUNT_MAX, "maximum": AMOUNT_MAX},
+    ),
+]
+CurrencyCode = Annotated[
+    str,
+    Meta(description="ISO 4217, or a currency of the configuration.", examples=["EUR"]),
+]
+ReferenceText = Annotated[
+    str,
+    Meta(
+        description="Your own words, shown to both sides; 1 to 140 characters unless set "
+        "otherwise, without NUL.",
+        examples=["invoice 2026-0117"],
+        extra_json_schema={"minLength": 1},
+    ),
+]
+MetadataObject = Annotated[
+    dict[str, str | int | bool],
+    Meta(
+        description="Up to 1,024 bytes of JSON unless set otherwise; integers within 2^53-1.",
+        examples=[{"order": "A-1", "express": True}],
+    ),
+]
+IdempotencyKeyText = Annotated[
+    str,
+    Meta(
+        description="1 to 255 visible ASCII characters. Its scope is the merchant and the "
+        "wallet that is debited (for a deposit: credited). Kept for ever.",
+        examples=["order-A-1-pay"],
+        extra_json_schema={"pattern": "^[!-~]{1,255}$"},
+    ),
+]
+TransferIdText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+WalletStatusText = Literal["open", "frozen", "locked", "closed"]
+TransferTypeText = Literal["transfer", "deposit", "withdrawal"]
+
+
+# --- Requests -----------------------------------------------------------------------------
+
+
+class OpenWalletRequest(Strict, frozen=True):
+    """
+    Opens a wallet. Without `wallet_id` one is made.
+    """
+
+    currency: CurrencyCode
+    wallet_id: WalletIdText | None = None
+    minimum: MinimumInteger = 0
+
+
+class ChangeWalletRequest(Strict, frozen=True):
+    """
+    Changes the status, the minimum, or both: then the minimum first.
+    """
+
+    status: WalletStatusText | None = None
+    minimum: MinimumInteger | None = None
+
+
+class TransferRequest(Strict, frozen=True):
+    """
+    Moves money from your wallet to any wallet of the same currency.
+    """
+
+    source: WalletIdText
+    destination: WalletIdText
+    amount: AmountInteger
+    currency: CurrencyCode
+    reference: ReferenceText | None = None
+    metadata: MetadataObject | None = None
+
+
+class DepositRequest(Strict, frozen=True):
+    """
+    Brings money from outside into your wallet.
+    """
+
+    destination: WalletIdText
+    amount: AmountInteger
+    currency: CurrencyCode
+    reference: ReferenceText | None = None
+    metadata: MetadataObject | None = None
+
+
+class WithdrawalRequest(Strict, frozen=True):
+    """
+    Takes money out of your wallet to outside.
+    """
+
+    source: WalletIdText
+    amount: AmountInteger
+    currency: CurrencyCode
+    reference: ReferenceText | None = None
+    metadata: MetadataObject | None = None
+
+
+class BatchTransfer(Strict, frozen=True):
+    """
+    One transfer of a batch, with its own key.
+    """
+
+    idempotency_key: IdempotencyKeyText
+    source: WalletIdText
+    destination: WalletIdText
+    amount: AmountInteger
+    currency: CurrencyCode
+    reference: ReferenceText | None = None
+    metadata: MetadataObject | None = None
+
+
+class BatchRequest(Strict, frozen=True):
+    """
+    Independent transfers in one request.
+    """
+
+    transfers: list[BatchTransfer]
+
+
+class CreateApiKeyRequest(Strict, frozen=True):
+    """
+    Makes a key with some of the scopes of the key that asks.
+    """
+
+    scopes: Annotated[list[str], Meta(examples=[["transfers:read"]])]
+    label: str = ""
+
+
+# --- Query parameters ---------------------------------------------------------------------
+
+
+class WalletsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    after: WalletIdText | None = None
+    limit: Annotated[int, Meta(ge=1)] = 100
+
+
+class EntriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    after: Annotated[int, Meta(ge=0, description="Oldest first, from this version on.")] | None = (
+        None
+    )
+    before: (
+        Annotated[int, Meta(ge=1, description="Newest first, from below this version.")] | None
+    ) = None
+    limit: Annotated[int, Meta(ge=1)] = 100
+    min_sequence: Annotated[
+        int, Meta(ge=0, description="Wait until the history has this `sequence` of a reply.")
+    ] = 0
+
+
+# --- Replies ------------------------------------------------------------------------------
+
+
+class Transfer(msgspec.Struct, frozen=True, gc=False):
+    """
+    A movement of money. `balance` and `version` are those of your own wallet after it; for a
+    transfer between two of your wallets, of the source. They are null when it was rejected.
+    """
+
+    id: TransferIdText
+    type: TransferTypeText
+    status: Literal["posted", "rejected"]
+    reason: str | None
+    source: str | None
+    destination: str | None
+    amount: int
+    currency: str
+    reference: str | None
+    metadata: dict[str, str | int | bool]
+    balance: int | None
+    version: int | None
+    shard: int
+    sequence: int
+    created_at: Timestamp
+
+
+class BatchResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """
+    What became of one item. `posted` has everything down to `created_at`; `rejected` the same
+    without balance and version, and why; `failed` changed and recorded nothing, and says why;
+    `unknown` is told by the same key, sent again.
+    """
+
+    index: int
+    status: Literal["posted", "rejected", "failed", "unknown"]
+    idempotency_key: str | None = None
+    id: TransferIdText | None = None
+    balance: int | None = None
+    version: int | None = None
+    shard: int | None = None
+    sequence: int | None = None
+    created_at: Timestamp | None = None
+    replayed: bool = False
+    code: str | None = None
+    detail: str | None = None
+    errors: list[FieldError] = []
+    outcome: Outcome | None = None
+
+
+class BatchReply(msgspec.Struct, frozen=True):
+    """
+    One result an item, in the order of the request.
+    """
+
+    posted: int
+    rejected: int
+    failed: int
+    unknown: int
+    results: list[BatchResult]
+
+
+class Wallet(msgspec.Struct, frozen=True):
+    """
+    A wallet. `version` is the number of its entries; as `min_sequence`, `sequence` makes the
+    history show at least what is told here.
+    """
+
+    wallet_id: str
+    currency: str
+    status: WalletStatusText
+    minimum: int
+    balance: int
+    version: int
+    shard: int
+    sequence: int
+
+
+class WalletPage(msgspec.Struct, frozen=True):
+    wallets: list[Wallet]
+    has_more: bool
+    next_cursor: str | None
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """
+    One change of one wallet's balance. `counterparty` is null when money came from outside or
+    went there.
+    """
+
+    version: int
+    direction: Literal["debit", "credit"]
+    amount: int
+    currency: str
+    balance: int
+    counterparty: str | None
+    transfer_id: TransferIdText
+    type: TransferTypeText
+    reference: str | None
+    metadata: dict[str, str | int | bool]
+    shard: int
+    sequence: int
+    created_at: Timestamp
+
+
+class EntryPage(msgspec.Struct, frozen=True):
+    entries: list[Entry]
+    has_more: bool
+    next_cursor: int | None
+
+
+class ApiKey(msgspec.Struct, frozen=True, omit_defaults=True):
+    """
+    An API key; `key` is the secret and is shown once, when it is made.
+    """
+
+    key_id: str
+    scopes: list[str]
+    label: str
+    created_at: Timestamp
+    revoked_at: Timestamp | None = None
+    key: str | None = None
+
+
+class ApiKeyPage(msgspec.Struct, frozen=True):
+    api_keys: list[ApiKey]
+
+
+class ShardHealth(msgspec.Struct, frozen=True):
+    """
+    One shard: `lag_records` is how many journal records the tables are behind.
+    """
+
+    shard: int
+    state: Literal["active", "halted"]
+    connected: bool
+    epoch: int
+    sequence: int
+    projected_sequence: int
+    lag_records: int
+    halted_for: str | None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """
+    `ready` means: money moves. `durability` is what a 2xx reply waited for.
+    """
+
+    live: bool
+    ready: bool
+    durability: Literal["local", "quorum"]
+    database: Literal["reachable", "unreachable"]
+    shards: list[ShardHealth]
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    live: bool

@@ -1,0 +1,3 @@
+DROP TABLE payout_items;
+
+DROP TABLE payout_batches;

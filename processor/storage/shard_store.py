@@ -1,0 +1,461 @@
+"""
+The durable side of one shard in Postgres: ownership, the fenced append, and recovery.
+
+Rule 1: one epoch = one connection = one append in flight. An epoch is never used on a second
+        connection; a new connection takes a new epoch first.
+Rule 2: an append is one autocommit statement that locks the shard's row FOR SHARE, so it and a
+        takeover's UPDATE wait for each other, and the loser inserts nothing.
+Rule 3: only the tag "INSERT 0 1" without any warning means durable. "INSERT 0 0" means fenced.
+        Everything else is doubt, and doubt is settled by a new epoch, never by a guess.
+Rule 4: the statement has no timeout and nobody cancels it: a cancel could turn a replicated
+        commit into a local one that is reported as success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
+
+import asyncpg
+
+from processor.core.commands import TransferType
+from processor.core.decisions import TransferDecision, TransferPosted, TransferRejected
+from processor.core.record import GENESIS_CHAIN, BrokenChain, Record
+from processor.core.reject_reason import RejectReason
+from processor.core.state import Remembered
+from processor.core.wallet import Wallet
+from processor.flow.ports import AppendInDoubt, Fenced, ShardHalted, StoreUnavailable
+from processor.storage.connection import UnsafeDatabase, connect
+from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
+
+PROJECTION = "tables"
+ENDPOINT_CHANNEL = "miliano_endpoint"
+JOURNAL_PARTITION_RECORDS = 1_000_000
+KEY_PAGE_ROWS = 50_000
+TAIL_PAGE_RECORDS = 200
+LOCK_TIMEOUT_MS = 3_000
+STORE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
+T = TypeVar("T")
+Durability = Literal["local", "quorum"]
+
+_CLAIM = """
+    INSERT INTO shard (shard_id, epoch, build) VALUES ($1, 0, $2)
+    ON CONFLICT (shard_id) DO NOTHING
+"""
+
+_TAKE_OVER = """
+    UPDATE shard
+       SET epoch = epoch + 1, endpoint = NULL, pid = NULL, build = $2, changed_at = now()
+     WHERE shard_id = $1 AND state = 'active'
+    RETURNING epoch
+"""
+
+# Only from one's own epoch: a fenced owner must never take the shard back.
+_REACQUIRE = """
+    UPDATE shard SET epoch = epoch + 1, endpoint = NULL, changed_at = now()
+     WHERE shard_id = $1 AND epoch = $2 AND state = 'active'
+    RETURNING epoch
+"""
+
+# The CTE locks the row a takeover updates. READ COMMITTED looks at the row again after the
+# wait, so an append that lost sees the new epoch and inserts nothing.
+APPEND = """
+    WITH own AS (
+        SELECT 1 FROM shard
+         WHERE shard_id = $1 AND epoch = $3 AND state = 'active'
+           FOR SHARE
+    )
+    INSERT INTO journal (shard_id, sequence, epoch, at_us, count, format, chain, payload)
+    SELECT $1, $2, $3, $4, $5, $6, $7, $8 FROM own
+"""
+
+_CHECK_FENCE = "SELECT 1 FROM shard WHERE shard_id = $1 AND epoch = $2 AND state = 'active'"
+
+_PUBLISH = """
+    WITH published AS (
+        UPDATE shard SET endpoint = $3, pid = $4, changed_at = now()
+         WHERE shard_id = $1 AND epoch = $2 AND state = 'active'
+        RETURNING shard_id
+    )
+    SELECT pg_notify($5, shard_id::text) FROM published
+"""
+
+_HALT = """
+    UPDATE shard SET state = 'halted', halted_for = $2, endpoint = NULL, changed_at = now()
+     WHERE shard_id = $1
+"""
+
+# A predecessor that is gone can leave a backend that still holds the row.
+_END_PREDECESSORS = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+     WHERE application_name LIKE $1 || '/%' AND datname = current_database()
+       AND pid <> pg_backend_pid()
+"""
+
+_WALLETS = """
+    SELECT wallet_id, merchant_id, currency, status, minimum, posted, version
+      FROM wallets WHERE wallet_id = ANY($1)
+"""
+
+_KEYS = """
+    SELECT type, transfer_id, key, merchant_id, source, destination, currency, amount,
+           reference, metadata, source_version, source_balance, destination_version,
+           destination_balance, reason, sequence,
+           (extract(epoch FROM at) * 1000000)::bigint AS at_us
+      FROM transfers WHERE key = ANY($1)
+"""
+
+
+class PostgresShardStore:
+    """
+    Keeps the promises of `ShardStore` in Postgres.
+
+    *shard_dsn* names the database the shard lives in; *durability* is checked on every
+    connection that writes.
+    """
+
+    def __init__(self, dsn: str, shard_id: int, *, durability: Durability = "local") -> None:
+        self.epoch = 0
+        self._dsn = dsn
+        self._shard_id = shard_id
+        self._durability = durability
+        self._application = f"miliano/shard-{shard_id}"
+        self._writer: asyncpg.Connection | None = None
+        self._writer_warned = False
+        self._reader: asyncpg.Connection | None = None
+        self._reader_turn = asyncio.Lock()
+        self._partition_ready = -1
+
+    async def take_over(self, *, build: str) -> int:
+        self.abandon()
+        connection = await self._connect_writer()
+        try:
+            await connection.execute(_CLAIM, self._shard_id, build)
+            self.epoch = await self._bump(connection, build)
+        except STORE_ERRORS as error:
+            connection.terminate()
+            raise StoreUnavailable(f"takeover failed: {error}") from error
+        except BaseException:
+            connection.terminate()
+            raise
+        self._writer = connection
+        return self.epoch
+
+    async def _bump(self, connection: asyncpg.Connection, build: str) -> int:
+        await connection.execute(f"SET lock_timeout = {LOCK_TIMEOUT_MS}")
+        try:
+            epoch = await connection.fetchval(_TAKE_OVER, self._shard_id, build)
+        except asyncpg.LockNotAvailableError:
+            await connection.execute(_END_PREDECESSORS, self._application)
+            epoch = await connection.fetchval(_TAKE_OVER, self._shard_id, build)
+        await connection.execute("SET lock_timeout = 0")
+        if self._writer_warned:
+            raise StoreUnavailable("the new epoch may not be replicated")
+        if epoch is None:
+            reason = await connection.fetchval(
+                "SELECT halted_for FROM shard WHERE shard_id = $1", self._shard_id
+            )
+            raise ShardHalted(reason or "halted by hand")
+        return int(epoch)
+
+    @asynccontextmanager
+    async def recovery_view(self) -> AsyncIterator[PostgresRecoveryView]:
+        connection = await self._connect_reader()
+        try:
+            # One snapshot, taken after the bump committed: nothing older can still arrive.
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                yield await PostgresRecoveryView.open(connection, self._shard_id)
+        except STORE_ERRORS as error:
+            raise StoreUnavailable(f"recovery read failed: {error}") from error
+        finally:
+            connection.terminate()
+
+    async def append(self, record: Record) -> None:
+        if self._writer is None:
+            raise AppendInDoubt("no connection")
+        assert record.epoch == self.epoch, "a record of another epoch"
+        self._writer_warned = False
+        try:
+            tag = await self._writer.execute(
+                APPEND,
+                record.shard_id,
+                record.sequence,
+                record.epoch,
+                record.at_us,
+                record.count,
+                record.format,
+                record.chain,
+                record.payload,
+            )
+        except STORE_ERRORS as error:
+            raise AppendInDoubt(f"{type(error).__name__}: {error}") from error
+        if tag == "INSERT 0 0":
+            raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
+        if tag != "INSERT 0 1" or self._writer_warned:
+            raise AppendInDoubt(f"the server answered {tag!r} with a warning")
+
+    async def settle(self, record: Record) -> bool:
+        await self._reacquire()
+        assert self._writer is not None
+        # A statement after the bump's commit: the old backend held the row until its own end,
+        # so the fate of its insert is decided and visible here.
+        try:
+            chain = await self._writer.fetchval(
+                "SELECT chain FROM journal WHERE shard_id = $1 AND sequence = $2",
+                self._shard_id,
+                record.sequence,
+            )
+        except STORE_ERRORS as error:
+            raise StoreUnavailable(f"settle failed: {error}") from error
+        if chain is not None and chain != record.chain:
+            raise Fenced(f"sequence {record.sequence} was written by somebody else")
+        return chain is not None
+
+    async def _reacquire(self) -> None:
+        self.abandon()
+        connection = await self._connect_writer()
+        try:
+            epoch = await connection.fetchval(_REACQUIRE, self._shard_id, self.epoch)
+            if self._writer_warned:
+                raise Fenced("the new epoch may not be replicated")
+        except STORE_ERRORS as error:
+            connection.terminate()
+            # The bump itself may have committed; then the row has our epoch + 1 and no other
+            # owner can be told from us. Ending the process is the only safe answer.
+            raise Fenced(f"ownership is in doubt: {error}") from error
+        except Fenced:
+            connection.terminate()
+            raise
+        if epoch is None:
+            connection.terminate()
+            raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
+        self.epoch = int(epoch)
+        self._writer = connection
+
+    async def check_fence(self) -> None:
+        if self._writer is None:
+            raise AppendInDoubt("no connection")
+        try:
+            own = await self._writer.fetchval(_CHECK_FENCE, self._shard_id, self.epoch)
+        except STORE_ERRORS as error:
+            raise AppendInDoubt(f"{type(error).__name__}: {error}") from error
+        if own is None:
+            raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
+
+    async def restore_connection(self) -> None:
+        """
+        Replace a broken connection when no append is in doubt; moves to a new epoch.
+        """
+        await self._reacquire()
+
+    def abandon(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.terminate()
+
+    async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
+        rows = await self._read(_WALLETS, list(wallet_ids))
+        return [wallet_from_row(row) for row in rows]
+
+    async def load_keys(self, keys: Iterable[bytes]) -> list[Remembered]:
+        return [remembered_from_row(row) for row in await self._read(_KEYS, list(keys))]
+
+    async def key_pages(self) -> AsyncIterator[list[bytes]]:
+        connection = await self._connect_reader()
+        try:
+            async with connection.transaction(readonly=True):
+                cursor = await connection.cursor("SELECT key FROM transfers")
+                while rows := await cursor.fetch(KEY_PAGE_ROWS):
+                    yield [row[0] for row in rows]
+        except STORE_ERRORS as error:
+            raise StoreUnavailable(f"reading keys failed: {error}") from error
+        finally:
+            connection.terminate()
+
+    async def read_watermark(self) -> int:
+        rows = await self._read(
+            "SELECT sequence FROM watermark WHERE shard_id = $1 AND projection = $2",
+            self._shard_id,
+            PROJECTION,
+        )
+        return int(rows[0][0]) if rows else 0
+
+    async def publish(self, *, endpoint: str, pid: int) -> None:
+        rows = await self._read(
+            _PUBLISH, self._shard_id, self.epoch, endpoint, pid, ENDPOINT_CHANNEL
+        )
+        if not rows:
+            raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
+
+    async def halt(self, reason: str) -> None:
+        await self._read(_HALT, self._shard_id, reason)
+
+    async def prepare_journal(self, sequence: int) -> None:
+        last = (sequence + JOURNAL_PARTITION_RECORDS) // JOURNAL_PARTITION_RECORDS
+        for index in range(sequence // JOURNAL_PARTITION_RECORDS, last + 1):
+            if index > self._partition_ready:
+                await self._make_partition(index)
+                self._partition_ready = index
+
+    async def _make_partition(self, index: int) -> None:
+        name = f"journal_{index}"
+        if await self._read("SELECT 1 WHERE to_regclass($1) IS NOT NULL", name):
+            return
+        low = index * JOURNAL_PARTITION_RECORDS
+        # Attaching takes a weaker lock than creating in place: appends go on meanwhile.
+        script = f"""
+            CREATE TABLE {name} (LIKE journal INCLUDING DEFAULTS INCLUDING CONSTRAINTS
+                                 INCLUDING STORAGE);
+            ALTER TABLE journal ATTACH PARTITION {name}
+                FOR VALUES FROM ({low}) TO ({low + JOURNAL_PARTITION_RECORDS})
+        """
+        await self._on_reader(lambda reader: reader.execute(script))
+
+    async def close(self) -> None:
+        self.abandon()
+        if self._reader is not None:
+            self._reader.terminate()
+            self._reader = None
+
+    def _warned(self, _connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        # A synchronous-replication wait that is cancelled ends as success with a warning.
+        if message.severity_en == "WARNING":
+            self._writer_warned = True
+
+    async def _connect_writer(self) -> asyncpg.Connection:
+        connection = await self._connect(self._durability, f"{self._application}/writer")
+        self._writer_warned = False
+        connection.add_log_listener(self._warned)
+        return connection
+
+    async def _connect_reader(self) -> asyncpg.Connection:
+        return await self._connect(None, f"{self._application}/reader")
+
+    async def _connect(self, durability: Durability | None, name: str) -> asyncpg.Connection:
+        try:
+            return await connect(self._dsn, application_name=name, durability=durability)
+        except (*STORE_ERRORS, UnsafeDatabase) as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+    async def _read(self, query: str, *arguments: object) -> list[asyncpg.Record]:
+        return await self._on_reader(lambda reader: reader.fetch(query, *arguments))
+
+    async def _on_reader(self, call: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        async with self._reader_turn:
+            if self._reader is None or self._reader.is_closed():
+                self._reader = await self._connect_reader()
+            try:
+                return await call(self._reader)
+            except BaseException as error:
+                # Cut off in the middle of an answer, it cannot be used again.
+                self._reader.terminate()
+                self._reader = None
+                if isinstance(error, STORE_ERRORS):
+                    raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+                raise
+
+
+class PostgresRecoveryView:
+    """
+    The tables and the journal behind them, in one snapshot.
+    """
+
+    def __init__(self, connection: asyncpg.Connection, shard_id: int) -> None:
+        self._connection = connection
+        self._shard_id = shard_id
+        self.watermark = 0
+        self.watermark_chain = GENESIS_CHAIN
+        self.watermark_at_us = 0
+        self.watermark_epoch = 0
+
+    @classmethod
+    async def open(cls, connection: asyncpg.Connection, shard_id: int) -> PostgresRecoveryView:
+        """
+        Read the watermark; raises BrokenChain when the journal does not reach it.
+        """
+        view = cls(connection, shard_id)
+        row = await connection.fetchrow(
+            "SELECT sequence, chain FROM watermark WHERE shard_id = $1 AND projection = $2",
+            shard_id,
+            PROJECTION,
+        )
+        if row is None or row["sequence"] == 0:
+            return view
+        view.watermark, view.watermark_chain = row["sequence"], row["chain"]
+        journaled = await connection.fetchrow(
+            "SELECT chain, at_us, epoch FROM journal WHERE shard_id = $1 AND sequence = $2",
+            shard_id,
+            view.watermark,
+        )
+        if journaled is None or journaled["chain"] != view.watermark_chain:
+            raise BrokenChain(
+                f"shard {shard_id}: the tables are at sequence {view.watermark}, "
+                "which the journal does not have like that"
+            )
+        view.watermark_at_us, view.watermark_epoch = journaled["at_us"], journaled["epoch"]
+        return view
+
+    async def records(self) -> AsyncIterator[Record]:
+        after = self.watermark
+        while True:
+            rows = await self._connection.fetch(
+                f"SELECT {RECORD_COLUMNS} FROM journal"
+                " WHERE shard_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3",
+                self._shard_id,
+                after,
+                TAIL_PAGE_RECORDS,
+            )
+            for row in rows:
+                yield record_from_row(row)
+            if len(rows) < TAIL_PAGE_RECORDS:
+                return
+            after = rows[-1]["sequence"]
+
+    async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
+        rows = await self._connection.fetch(_WALLETS, list(wallet_ids))
+        return [wallet_from_row(row) for row in rows]
+
+
+def wallet_from_row(row: asyncpg.Record) -> Wallet:
+    return Wallet(
+        row["wallet_id"],
+        row["merchant_id"],
+        row["currency"],
+        status=row["status"],
+        minimum=row["minimum"],
+        posted=row["posted"],
+        version=row["version"],
+    )
+
+
+def remembered_from_row(row: asyncpg.Record) -> Remembered:
+    """
+    Rebuild the decision that a row of `transfers` tells.
+    """
+    asked = (
+        TransferType(row["type"]),
+        row["transfer_id"],
+        row["key"],
+        row["merchant_id"],
+        row["source"],
+        row["destination"],
+        row["currency"],
+        row["amount"],
+        row["reference"],
+        row["metadata"],
+    )
+    decision: TransferDecision
+    if row["reason"] is None:
+        decision = TransferPosted(
+            *asked,
+            row["source_version"],
+            row["source_balance"],
+            row["destination_version"],
+            row["destination_balance"],
+        )
+    else:
+        decision = TransferRejected(*asked, RejectReason(row["reason"]))
+    return decision, row["sequence"], row["at_us"]
