@@ -55,9 +55,7 @@ class ShardConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)
         self._transport.write(frames.with_length(self._nonce))
-        self._handshake_watch = asyncio.get_running_loop().call_later(
-            HANDSHAKE_S_MAX, transport.abort
-        )
+        self._handshake_watch = asyncio.get_running_loop().call_later(HANDSHAKE_S_MAX, self._abort)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._transport = None

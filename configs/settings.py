@@ -82,6 +82,11 @@ class PayoutSettings(Section, frozen=True, kw_only=True):
     rows_max: int = 1_000_000
     file_bytes_max: int = 128 * 1024 * 1024
     chunk_rows: int = 500
+    chunks_in_flight_max: int = 2
+    uploads_max: int = 2
+    poll_ms: int = 2_000
+    retry_ms: int = 100
+    retry_ms_max: int = 10_000
 
 
 class Settings(Section, frozen=True, kw_only=True):
@@ -150,6 +155,14 @@ def check_relations(settings: Settings) -> None:
         (
             settings.payouts.chunk_rows <= gateway.batch_transfers_max,
             "payouts.chunk_rows must not exceed gateway.batch_transfers_max",
+        ),
+        (
+            min(msgspec.structs.astuple(settings.payouts)) >= 1,
+            "payouts: every setting must be at least 1",
+        ),
+        (
+            settings.payouts.retry_ms <= settings.payouts.retry_ms_max,
+            "payouts.retry_ms must not exceed payouts.retry_ms_max",
         ),
         (
             all(0 <= exponent <= 6 for exponent in settings.currencies.values()),

@@ -710,7 +710,7 @@ def _claim_socket_dir(directory: int, account: _Account) -> None:
     """
     Make the socket's open directory private to the account, and empty of old sockets and locks.
     """
-    if os.fstat(directory).st_uid not in {os.geteuid(), account.uid}:
+    if os.fstat(directory).st_uid not in _owners(account):
         raise EmbeddedPostgresError("the socket's directory is another user's: have it removed")
     os.fchmod(directory, 0o700)
     _give(directory, account)
@@ -732,6 +732,11 @@ def _open_dir(directory: Path) -> int:
     return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
 
+def _owners(account: _Account) -> set[int]:
+    # Root's server was root's or nobody's the last time, as a user namespace could be had or not.
+    return {0, _nobody().pw_uid} if os.geteuid() == 0 else {account.uid}
+
+
 def _give_tree(directory: Path, account: _Account) -> None:
     """
     Make the account own a directory it does not own yet, as when root's way of running changed.
@@ -739,7 +744,7 @@ def _give_tree(directory: Path, account: _Account) -> None:
     owner = directory.stat().st_uid
     if owner == account.uid:
         return
-    if os.geteuid() != 0 or owner not in {0, _nobody().pw_uid}:
+    if owner not in _owners(account):
         raise EmbeddedPostgresError(
             f"{directory} belongs to user {owner}: run as that user, or change its owner"
         )

@@ -421,33 +421,90 @@ def test_a_long_path_and_odd_names_are_fine(tmp_path: Path, *, user_namespace: b
     assert modes_above(data_dir) == modes
 
 
-@pytest.mark.parametrize(
-    "uid", [None, pytest.param(NOBODY, marks=needs_root)], ids=["same user", "not root"]
-)
+@pytest.mark.parametrize("uid", [None, pytest.param(NOBODY, marks=needs_root)])
+@pytest.mark.parametrize("user_namespace", [True, False])
 def test_the_server_leaves_when_its_launcher_is_killed(
-    public_dir: Path, tmp_path: Path, uid: int | None
+    public_dir: Path, uid: int | None, *, user_namespace: bool
 ) -> None:
     """
-    After kill -9 of the launcher the server shuts down cleanly; a start at once waits for that.
+    After kill -9 of the launcher the server shuts down cleanly, whoever runs it.
     """
-    parent = tmp_path
-    if uid is not None:
-        parent = public_dir / "not-root"
-        parent.mkdir()
-        os.chown(parent, uid, uid)
-    server = EmbeddedPostgres(parent / "data", binary_dir=copied_binaries(public_dir))
-    with forked_launcher(server, uid) as (launcher_pid, pid):
-        assert is_alive(pid)
+    with tempfile.TemporaryDirectory(dir=public_dir) as parent:
+        if uid is not None:
+            os.chown(parent, uid, uid)
+        server = EmbeddedPostgres(
+            Path(parent) / "data",
+            binary_dir=copied_binaries(public_dir),
+            user_namespace=user_namespace,
+        )
+        with forked_launcher(server, uid) as (launcher_pid, pid):
+            assert is_alive(pid)
+            os.kill(launcher_pid, signal.SIGKILL)
+            poll(lambda: not is_alive(pid), "the end of the server")
+        assert "database system is shut down" in (Path(parent) / "data.log").read_text()
+
+
+def test_a_start_right_after_the_launcher_was_killed_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    A postmaster that has not noticed yet that its launcher is gone is not a running server.
+    """
+    monkeypatch.setattr(embedded_postgres, "READY_GRACE_S", DEADLINE_S)
+    server = EmbeddedPostgres(tmp_path / "data")
+    with forked_launcher(server) as (launcher_pid, pid):
         mark = commit_mark(server)
+        os.kill(pid, signal.SIGSTOP)
         os.kill(launcher_pid, signal.SIGKILL)
-        if uid is None:
-            server.start()
+        waker = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -CONT {pid}"])
+        with server:
+            assert not is_alive(pid)
             assert mark in fetch(server, "SELECT text FROM mark")
-            server.stop()
-        poll(lambda: not is_alive(pid), "the end of the server")
-    log = (parent / "data.log").read_text()
-    assert log.count("database system is shut down") == (2 if uid is None else 1)
-    assert "database system was interrupted" not in log
+        assert waker.wait(DEADLINE_S) == 0
+
+
+def test_children_of_a_killed_postmaster_are_waited_for(server: EmbeddedPostgres) -> None:
+    """
+    No server starts while one process of an earlier one could still write to the data.
+    """
+    (writer,) = fetch(
+        server, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'"
+    )
+    os.kill(writer, signal.SIGSTOP)
+    try:
+        server.kill()
+        with pytest.raises(EmbeddedPostgresError, match="processes of an earlier server"):
+            EmbeddedPostgres(server.data_dir, start_timeout_s=0.1).start()
+    finally:
+        os.kill(writer, signal.SIGCONT)
+    server.start()
+    assert fetch(server, "SELECT 1") == [1]
+
+
+def test_of_two_launchers_at_once_one_wins(tmp_path: Path) -> None:
+    """
+    Two launchers that find no data directory make one between them, and one of them is refused.
+    """
+    rival = EmbeddedPostgres(tmp_path / "data")
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(EmbeddedPostgresError):
+            rival.start()
+            signal.pause()
+        os._exit(7)
+    won = True
+    server = EmbeddedPostgres(tmp_path / "data")
+    try:
+        server.start()
+    except EmbeddedPostgresError as error:
+        won = False
+        assert "already running" in str(error)
+    assert fetch(server, "SELECT 1") == [1]
+    if not won:
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (7 if won else -signal.SIGKILL)
+    server.stop()
 
 
 @needs_root
@@ -455,8 +512,8 @@ def test_root_without_namespaces_runs_as_nobody(
     public_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    Without user namespaces root's server is nobody's, even when nobody can reach neither data nor
-    programs; the data is kept when the way of running changes, and no mode above it does.
+    Without user namespaces root's server is nobody's, even when nobody can reach the data or
+    the programs; the data is kept when the way of running changes, and no mode above it does.
     """
     monkeypatch.setattr(embedded_postgres, "BINARY_COPY_ROOT", public_dir / "copies")
     private = tmp_path / "private"

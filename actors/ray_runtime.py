@@ -1,0 +1,171 @@
+"""
+Shards and write-behind under Ray: started, watched, drained.
+
+Ray restarts an actor whose process died. An actor that Ray has given up on is made anew here.
+Exclusivity is not Ray's business: two actors for one shard are possible, two owners are not.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from configs.settings import Settings
+
+STATUS_S_MAX = 5.0
+DRAIN_S_MAX = 35.0
+OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Nothing large goes through Ray.
+
+# Read by Ray's own processes, so set before any of them starts. By default Ray runs actors at
+# nice 15, first in line for the OOM killer, and keeps a record of every call.
+RAY_ENVIRONMENT = {
+    "RAY_worker_niceness": "0",
+    "RAY_worker_oom_score_adjustment": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_enable_timeline": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_LOG_TO_DRIVER": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_num_server_call_thread": "1",
+    "RAY_AUTH_MODE": "token",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+log = structlog.get_logger("ray_runtime")
+
+
+class RayRuntime:
+    """
+    One shard actor per shard and one write-behind actor.
+    """
+
+    name = "ray"
+
+    def __init__(self, settings: Settings, shard_ids: list[int], data_dir: Path) -> None:
+        self._settings = settings
+        self._shard_ids = shard_ids
+        self._data_dir = data_dir
+        self._temp_dir: Path | None = None
+        self._ray: Any = None
+        self._actors: dict[str, Any] = {}
+
+    def start(self) -> None:
+        """
+        Start or join Ray and make the actors; the signal handlers of this process stay its own.
+        """
+        for name, value in RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        self._keep_token()
+        # Late: Ray reads the environment above when it is imported.
+        ray: Any = importlib.import_module("ray")
+        self._ray = ray
+        handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
+        ray.init(**self._init_options())
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        for name in self._names():
+            self._make(name)
+
+    def _keep_token(self) -> None:
+        path = self._data_dir / "ray_token"
+        if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+            return
+        if not path.exists():
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path.absolute())
+
+    def _init_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {
+            "namespace": "miliano",
+            "log_to_driver": False,
+            "configure_logging": False,
+        }
+        if self._settings.cluster.ray_address:
+            return {**options, "address": self._settings.cluster.ray_address}
+        # Ray keeps sockets there, and Unix socket paths are short.
+        self._temp_dir = Path(tempfile.mkdtemp(prefix="miliano-ray-"))
+        return {
+            **options,
+            "include_dashboard": False,
+            "num_cpus": os.cpu_count() or 1,
+            "object_store_memory": OBJECT_STORE_BYTES,
+            "_node_ip_address": "127.0.0.1",
+            "_temp_dir": str(self._temp_dir),
+        }
+
+    def _names(self) -> list[str]:
+        return [*(f"shard-{shard_id}" for shard_id in self._shard_ids), "write-behind"]
+
+    def _make(self, name: str) -> None:
+        actors: Any = importlib.import_module("actors.ray_actors")
+        options = {"name": name, "namespace": actors.NAMESPACE, "get_if_exists": True}
+        if self._settings.cluster.ray_address:
+            options |= {"lifetime": "detached", "scheduling_strategy": "SPREAD"}
+        if name == "write-behind":
+            self._actors[name] = actors.WriteBehindActor.options(**options).remote()
+        else:
+            shard_id = int(name.removeprefix("shard-"))
+            self._actors[name] = actors.ShardActor.options(**options).remote(shard_id)
+
+    def keep_running(self) -> None:
+        """
+        Make anew every actor that Ray has declared dead for good.
+        """
+        for name, actor in list(self._actors.items()):
+            try:
+                self._ray.get(actor.status.remote(), timeout=STATUS_S_MAX)
+            except self._ray.exceptions.ActorUnavailableError:
+                continue
+            except self._ray.exceptions.GetTimeoutError:
+                log.warning("actor does not answer", name=name)
+            except self._ray.exceptions.RayActorError as error:
+                log.warning("actor is dead, making it anew", name=name, error=str(error))
+                self._make(name)
+
+    def statistics(self) -> dict[str, dict[str, object]]:
+        """
+        Ask every actor how it is; one that does not answer is left out.
+        """
+        answers: dict[str, dict[str, object]] = {}
+        for name, actor in self._actors.items():
+            try:
+                answers[name] = self._ray.get(actor.status.remote(), timeout=STATUS_S_MAX)
+            except self._ray.exceptions.RayError:
+                continue
+        return answers
+
+    def stop(self) -> None:
+        """
+        Drain the shards, then end Ray if it is ours.
+        """
+        if self._ray is None or not self._ray.is_initialized():
+            return
+        for shard_id in self._shard_ids:
+            actor = self._actors.get(f"shard-{shard_id}")
+            if actor is None:
+                continue
+            try:
+                self._ray.get(actor.drain.remote(), timeout=DRAIN_S_MAX)
+            except self._ray.exceptions.RayError as error:
+                log.warning("drain failed, the journal has it all", error=str(error))
+        for actor in self._actors.values():
+            self._ray.kill(actor)
+        self._ray.shutdown()
+        if self._temp_dir is not None:
+            shutil.rmtree(self._temp_dir, ignore_errors=True)

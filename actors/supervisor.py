@@ -1,0 +1,281 @@
+"""
+Brings a whole ledger up, keeps it up, and takes it down.
+
+Order up: database, schema, secret, shards and write-behind, gateway. Order down: the reverse.
+Every child ends with this process, by Ctrl-C, SIGTERM or `kill -9`; the data stays in the data
+folder and is found again. One supervisor per data folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Protocol
+
+import msgspec
+import structlog
+
+from actors.child_process import ChildProcess
+from actors.process_runtime import ProcessRuntime
+from actors.ray_runtime import RayRuntime
+from configs.secret import make_secret
+from configs.settings import Settings, load_settings
+from processor.storage import schema
+from processor.storage.api_keys import Scope, create_key, create_merchant
+from processor.storage.connection import connect
+from processor.storage.directory import read_directory
+from processor.storage.embedded_postgres import EmbeddedPostgres
+
+DATABASE = "miliano"
+FIRST_MERCHANT = "first"
+SHARD_IDS = [0]
+WATCH_S = 0.5
+SERVING_S_MAX = 60.0
+SOCKET_DIR_CHARS_MAX = 70  # A Unix socket path has room for 107.
+
+log = structlog.get_logger("supervisor")
+
+Progress = Callable[[str], None]
+
+
+class AlreadyRunning(Exception):
+    """
+    Another supervisor works in this data folder.
+    """
+
+
+class NotServing(Exception):
+    """
+    A part did not come up in time; the message says which and where its log is.
+    """
+
+
+class Running(msgspec.Struct, frozen=True):
+    """
+    What a running ledger tells others, in `running.json` of its data folder.
+    """
+
+    pid: int
+    url: str
+    dsn: str
+    runtime: str
+    key_file: str
+    log_dir: str
+
+
+class Runtime(Protocol):
+    """
+    Where shards and write-behind run.
+    """
+
+    name: str
+
+    def start(self) -> None: ...
+    def keep_running(self) -> None: ...
+    def stop(self) -> None: ...
+
+
+def running_file(data_dir: Path) -> Path:
+    return data_dir / "running.json"
+
+
+class Supervisor:
+    """
+    One ledger on this machine, from nothing to serving.
+    """
+
+    def __init__(self, settings: Settings, *, progress: Progress = log.info) -> None:
+        self.data_dir = Path(settings.cluster.data_dir).absolute()
+        self.log_dir = self.data_dir / "log"
+        self.running: Running | None = None
+        self._settings = settings
+        self._progress = progress
+        self._lock: IO[str] | None = None
+        self._postgres: EmbeddedPostgres | None = None
+        self._runtime: Runtime | None = None
+        self._gateway: ChildProcess | None = None
+        self._socket_dir: Path | None = None
+
+    def start(self) -> Running:
+        """
+        Bring everything up and return when the gateway answers.
+
+        Raises AlreadyRunning, NotServing, or a part's own error; then nothing stays behind.
+        """
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self._lock_data_dir()
+        try:
+            self._start_database()
+            self._start_shards()
+            self._start_gateway()
+        except BaseException:
+            self.stop()
+            raise
+        assert self.running is not None
+        running_file(self.data_dir).write_bytes(msgspec.json.encode(self.running))
+        return self.running
+
+    def watch(self, stop: threading.Event) -> None:
+        """
+        Keep everything running until *stop* is set.
+        """
+        while not stop.wait(WATCH_S):
+            self.keep_running()
+
+    def keep_running(self) -> None:
+        """
+        Start again whatever has ended.
+        """
+        if self._postgres is not None and not self._postgres.is_running():
+            log.warning("database ended, starting it again")
+            self._postgres.start()
+        if self._runtime is not None:
+            self._runtime.keep_running()
+        if self._gateway is not None:
+            self._gateway.keep_running()
+
+    def stop(self) -> None:
+        """
+        Take everything down in order; what was accepted is durable and found again.
+        """
+        running_file(self.data_dir).unlink(missing_ok=True)
+        for part in (self._gateway, self._runtime, self._postgres):
+            if part is not None:
+                part.stop()
+        if self._socket_dir is not None:
+            shutil.rmtree(self._socket_dir, ignore_errors=True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _lock_data_dir(self) -> None:
+        lock = (self.data_dir / "lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            raise AlreadyRunning(
+                f"another `miliano up` works in {self.data_dir}: stop it, or choose another "
+                "folder with MILIANO_CLUSTER_DATA_DIR"
+            ) from error
+        self._lock = lock
+
+    def _start_database(self) -> None:
+        postgres = self._settings.postgres
+        dsn = postgres.dsn
+        if not dsn:
+            self._progress("starting the embedded Postgres")
+            binary_dir = Path(postgres.binary_dir) if postgres.binary_dir else None
+            self._postgres = EmbeddedPostgres(self.data_dir / "postgres", binary_dir=binary_dir)
+            self._postgres.start()
+            dsn = self._postgres.dsn(DATABASE)
+        self._progress("migrating the schema")
+        schema.ensure_database(dsn)
+        schema.migrate(dsn)
+        # The parts are processes of their own and read their settings from the environment.
+        os.environ["MILIANO_POSTGRES_DSN"] = dsn
+
+    def _start_shards(self) -> None:
+        make_secret(self._settings.cluster)
+        os.environ["MILIANO_CLUSTER_DATA_DIR"] = str(self.data_dir)
+        os.environ["MILIANO_CLUSTER_SOCKET_DIR"] = str(self._make_socket_dir())
+        self._settings = load_settings()
+        if self._settings.cluster.runtime == "ray":
+            self._progress("starting Ray")
+            self._runtime = RayRuntime(self._settings, SHARD_IDS, self.data_dir)
+        else:
+            self._runtime = ProcessRuntime(SHARD_IDS, self.log_dir)
+        self._runtime.start()
+        self._progress("waiting for the shards")
+        self._until(self._shards_serve, "the shards")
+
+    def _make_socket_dir(self) -> Path:
+        configured = self._settings.cluster.socket_dir
+        if configured:
+            return Path(configured)
+        wanted = self.data_dir / "run"
+        if len(str(wanted)) > SOCKET_DIR_CHARS_MAX:
+            wanted = Path(tempfile.mkdtemp(prefix="miliano-"))
+        else:
+            shutil.rmtree(wanted, ignore_errors=True)
+            wanted.mkdir(mode=0o700)
+        self._socket_dir = wanted
+        return wanted
+
+    def _start_gateway(self) -> None:
+        self._progress("starting the gateway")
+        key_file = asyncio.run(_first_key(self._settings.postgres.dsn, self.data_dir))
+        self._gateway = ChildProcess(
+            "gateway", ["gateway"], log_path=self.log_dir / "gateway.log", environment={}
+        )
+        self._gateway.start()
+        gateway = self._settings.gateway
+        self._until(self._gateway_answers, "the gateway")
+        self.running = Running(
+            pid=os.getpid(),
+            url=f"http://{gateway.host}:{gateway.port}",
+            dsn=self._settings.postgres.dsn,
+            runtime=self._settings.cluster.runtime,
+            key_file=str(key_file),
+            log_dir=str(self.log_dir),
+        )
+
+    def _until(self, serves: Callable[[], bool], part: str) -> None:
+        deadline = time.monotonic() + SERVING_S_MAX
+        while not serves():
+            if time.monotonic() > deadline:
+                raise NotServing(f"{part} did not come up in time: see {self.log_dir}")
+            time.sleep(0.05)
+
+    def _shards_serve(self) -> bool:
+        return asyncio.run(_published(self._settings.postgres.dsn)) >= set(SHARD_IDS)
+
+    def _gateway_answers(self) -> bool:
+        assert self._gateway is not None
+        if not self._gateway.is_running():
+            raise NotServing(f"the gateway ended: see {self.log_dir / 'gateway.log'}")
+        return self._gateway_ready()
+
+    def _gateway_ready(self) -> bool:
+        gateway = self._settings.gateway
+        url = f"http://{gateway.host}:{gateway.port}/v1/health"
+        try:
+            with urllib.request.urlopen(url, timeout=1) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+
+async def _published(dsn: str) -> set[int]:
+    connection = await connect(dsn, application_name="miliano/supervisor")
+    try:
+        entries = await read_directory(connection)
+    finally:
+        await connection.close()
+    return {entry.shard_id for entry in entries if entry.endpoint is not None}
+
+
+async def _first_key(dsn: str, data_dir: Path) -> Path:
+    """
+    Make a first merchant with a key that may do everything, once; return the key's file.
+    """
+    path = data_dir / "api_key"
+    connection = await connect(dsn, application_name="miliano/supervisor")
+    try:
+        if not path.exists():
+            await create_merchant(connection, FIRST_MERCHANT, "First merchant")
+            _, text = await create_key(connection, FIRST_MERCHANT, set(Scope), "miliano up")
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text + "\n")
+    finally:
+        await connection.close()
+    return path
