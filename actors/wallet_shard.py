@@ -131,7 +131,9 @@ class WalletShard:
         self._sequence = 0  # Of the last durable record.
         self._chain = GENESIS_CHAIN
         self._at_us = 0
-        self._watermark = 0
+        self._watermark = 0  # As last seen.
+        self._watermark_seen = (0, 0)  # An earlier one, and how many records were durable then.
+        self._durable_watermark = 0  # What may be forgotten: see `_follow_watermark`.
         self._lagging: deque[tuple[int, int]] = deque()  # (sequence, commands) not projected.
         self._lag_commands = 0
         self._intake: deque[tuple[RequestFrame, Deliver]] = deque()
@@ -256,7 +258,7 @@ class WalletShard:
             sequence, chain, epoch = record.sequence, record.chain, record.epoch
             self._at_us = record.at_us
             self._lags(record.sequence, record.count)
-        self._watermark = view.watermark
+        self._watermark = self._durable_watermark = view.watermark
         self._sequence, self._chain = sequence, chain
 
     async def _replay_record(self, view: RecoveryView, record: Record) -> None:
@@ -371,7 +373,7 @@ class WalletShard:
         """
         keys = self._state.keys
         if len(keys.young) * 2 > self._settings.keys_recent_max:
-            forgotten = keys.rotate(self._watermark)
+            forgotten = keys.rotate(self._durable_watermark)
             if forgotten:
                 self._filter.add(forgotten)
         wallets = self._state.wallets
@@ -384,7 +386,7 @@ class WalletShard:
         oldest = [wallet_id for wallet_id, _ in zip(wallets, range(count), strict=False)]
         for wallet_id in oldest:
             wallet = wallets.pop(wallet_id)
-            if wallet.sequence > self._watermark:
+            if wallet.sequence > self._durable_watermark:
                 wallets[wallet_id] = wallet  # Newer than its row: stays, at the far end.
 
     # --- Commit ---------------------------------------------------------------------------
@@ -484,9 +486,21 @@ class WalletShard:
         self._lag_commands += command_count
 
     async def _follow_watermark(self) -> None:
+        """
+        Learn how far the tables are, and how far they are for good.
+
+        The tables are committed without waiting for the disk, so a crash of the database may
+        take them back a little. A watermark is durable once an append that began after it was
+        seen is durable: its flush covers everything before it.
+        """
         while True:
             with contextlib.suppress(StoreUnavailable):
                 self._watermark = await self._store.read_watermark()
+                candidate, seen_at_record = self._watermark_seen
+                # Two records on: an append in flight when it was seen does not count.
+                if self._record_count >= seen_at_record + 2:
+                    self._durable_watermark = candidate
+                    self._watermark_seen = (self._watermark, self._record_count)
                 while self._lagging and self._lagging[0][0] <= self._watermark:
                     self._lag_commands -= self._lagging.popleft()[1]
                 await self._store.prepare_journal(self._sequence + 1)

@@ -222,7 +222,14 @@ class ShardClient:
         if connection is not self._connection:
             return
         self._connection = None
-        in_doubt = [group for groups in self._in_flight.values() for group in groups]
+        # Who was told "unknown" already may have asked for something else since: an old wallet
+        # command that is sent again then would undo it.
+        in_doubt = [
+            group
+            for groups in self._in_flight.values()
+            for group in groups
+            if not group.answer.done()
+        ]
         self._in_flight.clear()
         self._put_back(in_doubt, applied=True)
         self._endpoint_changed.set()
@@ -236,10 +243,10 @@ class ShardClient:
         Take in what the directory says of this shard.
         """
         self._epoch = max(entry.epoch, self._epoch)
-        if entry.endpoint != self._endpoint:
+        # Without an endpoint it is being taken over; where it was may still be where it will be.
+        if entry.endpoint is not None and entry.endpoint != self._endpoint:
             self._endpoint = entry.endpoint
-            if entry.endpoint is not None and self._connection is not None:
-                self._drop_connection()
+            self._drop_connection()
         self._endpoint_changed.set()
 
     async def stay_connected(self) -> None:

@@ -32,7 +32,13 @@ from processor.core.decisions import (
 )
 from processor.core.reject_reason import RejectReason
 from processor.core.state import Remembered, ShardState
-from processor.core.wallet import Wallet, WalletStatus, world_wallet_id
+from processor.core.wallet import (
+    SYSTEM_MERCHANT,
+    Wallet,
+    WalletStatus,
+    is_system_wallet,
+    world_wallet_id,
+)
 
 # Plain names: an enum member costs an attribute look-up on every transfer.
 _TRANSFER = TransferType.TRANSFER
@@ -105,7 +111,12 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
     elif destination.status not in (_OPEN, _FROZEN):
         reason = _destination_status_reason(destination.status)
     elif source.posted - amount < source.minimum:
-        reason = RejectReason.INSUFFICIENT_FUNDS
+        # The world is never short of money; it can only run out of numbers.
+        reason = (
+            RejectReason.BALANCE_OUT_OF_RANGE
+            if kind == _DEPOSIT
+            else RejectReason.INSUFFICIENT_FUNDS
+        )
     elif destination.posted + amount > BALANCE_MAX:
         reason = RejectReason.BALANCE_OUT_OF_RANGE
     else:
@@ -146,6 +157,8 @@ def decide_open(state: ShardState, command: OpenWallet) -> WalletOpened | Reject
     """
     wallet = state.wallets.get(command.wallet_id)
     if wallet is None:
+        if is_system_wallet(command.wallet_id):
+            return RejectReason.WALLET_EXISTS
         if command.minimum > 0:
             return RejectReason.MINIMUM_ABOVE_AVAILABLE
         return WalletOpened(
@@ -167,7 +180,7 @@ def decide_world(state: ShardState, currency: str) -> WalletOpened | None:
     wallet_id = world_wallet_id(state.shard_id, currency)
     if wallet_id in state.wallets:
         return None
-    return WalletOpened(wallet_id, "$system", currency, -BALANCE_MAX)
+    return WalletOpened(wallet_id, SYSTEM_MERCHANT, currency, -BALANCE_MAX)
 
 
 def decide_status(

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+SYSTEM_MERCHANT = "$system"  # Owns the ledger's own wallets; no merchant can be called that.
+
 
 class WalletStatus(IntEnum):
     """

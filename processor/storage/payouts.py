@@ -126,10 +126,13 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
 class Submitted(msgspec.Struct, frozen=True):
     """
     The batch is stored; `repeated` when it was before, with the same content.
+
+    `duplicates` are rows that were stored as failed, for an earlier batch has their reference.
     """
 
     batch: PayoutBatch
     repeated: bool
+    duplicates: list[RowError] = []
 
 
 class ReferenceTaken(msgspec.Struct, frozen=True):
@@ -298,7 +301,7 @@ class PayoutStore:
             if duplicates and new.on_invalid == "reject_batch":
                 return DuplicatesFound(duplicates)
             batch = await _insert(conn, new, {error.row_number for error in duplicates})
-            return Submitted(batch, repeated=False)
+            return Submitted(batch, repeated=False, duplicates=duplicates)
 
     async def find_duplicates(self, merchant_id: str, pages: Sequence[bytes]) -> list[RowError]:
         """

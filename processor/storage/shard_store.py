@@ -14,8 +14,8 @@ Rule 4: the statement has no timeout and nobody cancels it: a cancel could turn 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Literal, TypeVar
 
 import asyncpg
@@ -36,6 +36,8 @@ JOURNAL_PARTITION_RECORDS = 1_000_000
 KEY_PAGE_ROWS = 50_000
 TAIL_PAGE_RECORDS = 200
 LOCK_TIMEOUT_MS = 3_000
+READ_S_MAX = 30.0
+BUMP_S_MAX = 15.0  # A server that does not answer for so long is given up on.
 STORE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
 
 T = TypeVar("T")
@@ -133,8 +135,9 @@ class PostgresShardStore:
         self.abandon()
         connection = await self._connect_writer()
         try:
-            await connection.execute(_CLAIM, self._shard_id, build)
-            self.epoch = await self._bump(connection, build)
+            with _given_up_on(connection):
+                await connection.execute(_CLAIM, self._shard_id, build)
+                self.epoch = await self._bump(connection, build)
         except STORE_ERRORS as error:
             connection.terminate()
             raise StoreUnavailable(f"takeover failed: {error}") from error
@@ -203,11 +206,12 @@ class PostgresShardStore:
         # A statement after the bump's commit: the old backend held the row until its own end,
         # so the fate of its insert is decided and visible here.
         try:
-            chain = await self._writer.fetchval(
-                "SELECT chain FROM journal WHERE shard_id = $1 AND sequence = $2",
-                self._shard_id,
-                record.sequence,
-            )
+            with _given_up_on(self._writer):
+                chain = await self._writer.fetchval(
+                    "SELECT chain FROM journal WHERE shard_id = $1 AND sequence = $2",
+                    self._shard_id,
+                    record.sequence,
+                )
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"settle failed: {error}") from error
         if chain is not None and chain != record.chain:
@@ -218,7 +222,8 @@ class PostgresShardStore:
         self.abandon()
         connection = await self._connect_writer()
         try:
-            epoch = await connection.fetchval(_REACQUIRE, self._shard_id, self.epoch)
+            with _given_up_on(connection):
+                epoch = await connection.fetchval(_REACQUIRE, self._shard_id, self.epoch)
             if self._writer_warned:
                 raise Fenced("the new epoch may not be replicated")
         except STORE_ERRORS as error:
@@ -348,7 +353,8 @@ class PostgresShardStore:
             if self._reader is None or self._reader.is_closed():
                 self._reader = await self._connect_reader()
             try:
-                return await call(self._reader)
+                async with asyncio.timeout(READ_S_MAX):
+                    return await call(self._reader)
             except BaseException as error:
                 # Cut off in the middle of an answer, it cannot be used again.
                 self._reader.terminate()
@@ -417,6 +423,18 @@ class PostgresRecoveryView:
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
         rows = await self._connection.fetch(_WALLETS, list(wallet_ids))
         return [wallet_from_row(row) for row in rows]
+
+
+@contextmanager
+def _given_up_on(connection: asyncpg.Connection) -> Iterator[None]:
+    """
+    Drop the connection when the server does not answer; nothing is asked to be cancelled.
+    """
+    watch = asyncio.get_running_loop().call_later(BUMP_S_MAX, connection.terminate)
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 def wallet_from_row(row: asyncpg.Record) -> Wallet:

@@ -60,6 +60,14 @@ def server(shared: EmbeddedPostgres) -> EmbeddedPostgres:
     return shared
 
 
+@pytest.fixture
+def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    Refuse a running server soon: it is known to be healthy.
+    """
+    monkeypatch.setattr(embedded_postgres, "READY_GRACE_S", 0.2)
+
+
 @pytest.fixture(scope="module")
 def public_dir() -> Iterator[Path]:
     """
@@ -137,26 +145,44 @@ def real_uid(pid: int) -> int:
     return int(status.partition("Uid:")[2].split()[0])
 
 
+def fork(action: Callable[[], None]) -> int:
+    """
+    Run an action in a forked child, which then stays until it is killed; return its pid.
+    """
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+            signal.pause()
+        finally:
+            os._exit(1)
+    return child
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
 @contextlib.contextmanager
 def forked_launcher(server: EmbeddedPostgres, uid: int | None = None) -> Iterator[tuple[int, int]]:
     """
     Start the server in a forked child, as `uid` if given; yield the child's and the server's pid.
     """
     reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
+
+    def launch() -> None:
+        if uid is not None:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
         try:
-            if uid is not None:
-                os.setgroups([])
-                os.setgid(uid)
-                os.setuid(uid)
             server.start()
             os.write(writer, f"{server.pid}\n".encode())
-            signal.pause()
-        except BaseException as error:
+        except Exception as error:
             os.write(writer, f"{error!r}\n".encode())
-        finally:
-            os._exit(1)
+
+    child = fork(launch)
     os.close(writer)
     try:
         with os.fdopen(reader) as pipe:
@@ -164,8 +190,7 @@ def forked_launcher(server: EmbeddedPostgres, uid: int | None = None) -> Iterato
         assert answer.isdecimal(), answer
         yield child, int(answer)
     finally:
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        kill(child)
 
 
 def test_a_new_server_is_durable_and_private(server: EmbeddedPostgres) -> None:
@@ -224,7 +249,7 @@ def test_a_killed_postmaster_is_recovered(server: EmbeddedPostgres) -> None:
     assert session.wait(DEADLINE_S) != 0
 
 
-def test_a_second_server_on_the_directory_is_refused(server: EmbeddedPostgres) -> None:
+def test_a_second_server_is_refused(server: EmbeddedPostgres, short_grace: None) -> None:
     """
     Starting a running directory again says who runs it, and leaves that server alone.
     """
@@ -237,7 +262,7 @@ def test_a_second_server_on_the_directory_is_refused(server: EmbeddedPostgres) -
     assert fetch(server, "SELECT 1") == [1]
 
 
-def test_a_server_started_by_hand_is_seen(server: EmbeddedPostgres) -> None:
+def test_a_server_started_by_hand_is_seen(server: EmbeddedPostgres, short_grace: None) -> None:
     """
     A live postmaster that does not hold our lock is still not mistaken for a stale pid file.
     """
@@ -421,8 +446,14 @@ def test_a_long_path_and_odd_names_are_fine(tmp_path: Path, *, user_namespace: b
     assert modes_above(data_dir) == modes
 
 
-@pytest.mark.parametrize("uid", [None, pytest.param(NOBODY, marks=needs_root)])
-@pytest.mark.parametrize("user_namespace", [True, False])
+@pytest.mark.parametrize(
+    ("uid", "user_namespace"),
+    [
+        pytest.param(None, True, id="same user"),
+        pytest.param(None, False, id="root without namespaces", marks=needs_root),
+        pytest.param(NOBODY, True, id="not root", marks=needs_root),
+    ],
+)
 def test_the_server_leaves_when_its_launcher_is_killed(
     public_dir: Path, uid: int | None, *, user_namespace: bool
 ) -> None:
@@ -481,30 +512,19 @@ def test_children_of_a_killed_postmaster_are_waited_for(server: EmbeddedPostgres
     assert fetch(server, "SELECT 1") == [1]
 
 
-def test_of_two_launchers_at_once_one_wins(tmp_path: Path) -> None:
+def test_of_two_launchers_at_once_one_makes_the_data(tmp_path: Path, short_grace: None) -> None:
     """
-    Two launchers that find no data directory make one between them, and one of them is refused.
+    A launcher that comes while another is making the data directory waits, and is refused.
     """
-    rival = EmbeddedPostgres(tmp_path / "data")
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(EmbeddedPostgresError):
-            rival.start()
-            signal.pause()
-        os._exit(7)
-    won = True
     server = EmbeddedPostgres(tmp_path / "data")
+    child = fork(server.start)
     try:
-        server.start()
-    except EmbeddedPostgresError as error:
-        won = False
-        assert "already running" in str(error)
-    assert fetch(server, "SELECT 1") == [1]
-    if not won:
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == (7 if won else -signal.SIGKILL)
-    server.stop()
+        poll((tmp_path / "data.making").exists, "the first launcher at work")
+        with pytest.raises(EmbeddedPostgresError, match="already running"):
+            EmbeddedPostgres(tmp_path / "data").start()
+        assert fetch(server, "SELECT 1") == [1]
+    finally:
+        kill(child)
 
 
 @needs_root
@@ -541,11 +561,7 @@ def test_a_killed_initdb_is_never_taken_for_data(tmp_path: Path) -> None:
     When initdb dies half-way the data directory does not exist, and the next start makes it anew.
     """
     server = EmbeddedPostgres(tmp_path / "data")
-    child = os.fork()
-    if child == 0:
-        with contextlib.suppress(EmbeddedPostgresError):
-            server.start()
-        os._exit(0)
+    child = fork(server.start)
     half_made = tmp_path / "data.making" / "PG_VERSION"
     poll(half_made.exists, "the first files of initdb")
     for pid in Path(f"/proc/{child}/task/{child}/children").read_text().split():

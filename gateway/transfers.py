@@ -1,0 +1,199 @@
+"""
+Transfers, deposits and withdrawals, one a request, and the look at one afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import msgspec
+
+from gateway.endpoint import Call
+from gateway.idempotency_key import command_key
+from gateway.identifiers import new_transfer_id, parse_uuid, timestamp_text, uuid_text
+from gateway.problems import FieldError, Refusal
+from gateway.reply import REPLAYED, Header, Reply, json_reply
+from gateway.shard_client import SHARD_ID
+from gateway.validation import Movement, canonical_metadata
+from gateway.wire import DepositRequest, Transfer, TransferRequest, WithdrawalRequest
+from processor.core.commands import MoveMoney, TransferType
+from processor.core.reject_reason import RejectReason
+from processor.flow.frames import KeyReused, Posted, Rejected
+from processor.storage.history import TransferFound, TransferSide
+
+_TYPE_TEXTS = {
+    transfer_type.value: cast("Literal['transfer', 'deposit', 'withdrawal']", transfer_type.code)
+    for transfer_type in TransferType
+}
+_NO_METADATA = msgspec.Raw(b"{}")
+
+
+async def create_transfer(call: Call) -> Reply:
+    body: TransferRequest = call.body
+    return await _move(call, TransferType.TRANSFER, body.source, body.destination)
+
+
+async def create_deposit(call: Call) -> Reply:
+    body: DepositRequest = call.body
+    return await _move(call, TransferType.DEPOSIT, "", body.destination)
+
+
+async def create_withdrawal(call: Call) -> Reply:
+    body: WithdrawalRequest = call.body
+    return await _move(call, TransferType.WITHDRAWAL, body.source, "")
+
+
+async def get_transfer(call: Call) -> Reply:
+    transfer_id = parse_uuid(call.parameters[0])
+    found = transfer_id and await call.gateway.history.transfer(transfer_id)
+    transfer = found and visible_transfer(found, call.caller.merchant_id)
+    if not transfer:
+        raise Refusal("transfer_unknown")
+    return json_reply(200, transfer)
+
+
+async def _move(call: Call, kind: TransferType, source: str, destination: str) -> Reply:
+    gateway = call.gateway
+    errors = gateway.validation.movement(call.body)
+    if errors:
+        raise Refusal("validation_failed", errors=errors)
+    command = move_command(
+        call.body, kind, source, destination, call.caller.merchant_id, call.idempotency_key
+    )
+    result = await gateway.shards.submit(command, timeout_ms=gateway.timeout_ms)
+    if type(result) is Posted:
+        headers = (REPLAYED,) if is_replay(command, result) else ()
+        return json_reply(201, moved_transfer(command, result), *headers)
+    if type(result) is Rejected:
+        raise rejection(command, result)
+    assert isinstance(result, KeyReused), "a shard answers money with one of three"
+    raise Refusal("idempotency_key_reused", errors=[reuse_error(result)])
+
+
+def move_command(
+    request: Movement,
+    kind: TransferType,
+    source: str,
+    destination: str,
+    merchant_id: str,
+    idempotency_key: str,
+) -> MoveMoney:
+    """
+    Make the command of a request that has passed validation.
+
+    *source* is empty for a deposit, *destination* for a withdrawal; the other one of the two,
+    or of both the source, is the wallet that the key belongs to.
+    """
+    return MoveMoney(
+        kind,
+        new_transfer_id(),
+        command_key(merchant_id, source or destination, idempotency_key),
+        merchant_id,
+        source,
+        destination,
+        request.currency,
+        request.amount,
+        request.reference,
+        canonical_metadata(request.metadata),
+    )
+
+
+def is_replay(command: MoveMoney, result: Posted | Rejected) -> bool:
+    """
+    Say whether an earlier request did this; one that the gateway sent twice itself is none.
+    """
+    return result.repeated and result.transfer_id != command.transfer_id
+
+
+def rejection(command: MoveMoney, result: Rejected) -> Refusal:
+    """
+    Word the refusal of a movement, with the transfer that did not happen inside.
+    """
+    headers: tuple[Header, ...] = (REPLAYED,) if is_replay(command, result) else ()
+    return Refusal(
+        RejectReason(result.reason).code,
+        headers=headers,
+        transfer=moved_transfer(command, result),
+    )
+
+
+def reuse_error(result: KeyReused) -> FieldError:
+    """
+    Point at the field by which the request differs from the first one under its key.
+    """
+    if result.field == "type":
+        return FieldError("differs", "The key belongs to another kind of movement.", "")
+    detail = f"The first request under this key has another {result.field}."
+    return FieldError("differs", detail, f"/{result.field}")
+
+
+def moved_transfer(command: MoveMoney, result: Posted | Rejected) -> Transfer:
+    """
+    Show what a command did, from its caller's side.
+    """
+    posted = result if isinstance(result, Posted) else None
+    return Transfer(
+        uuid_text(result.transfer_id),
+        _TYPE_TEXTS[command.transfer_type],
+        "posted" if posted else "rejected",
+        None if isinstance(result, Posted) else RejectReason(result.reason).code,
+        command.source or None,
+        command.destination or None,
+        command.amount,
+        command.currency,
+        command.reference,
+        metadata_object(command.metadata),
+        posted and posted.balance,
+        posted and posted.version,
+        SHARD_ID,
+        result.sequence,
+        timestamp_text(result.at_us),
+    )
+
+
+def visible_transfer(found: TransferFound, merchant_id: str) -> Transfer | None:
+    """
+    Show *found* as *merchant_id* may see it, with the balance of its own side only; None for
+    everybody else, and for everybody but the one who asked for it when it was rejected.
+    """
+    posted = found.reason is None
+    own = _own_side(found, merchant_id)
+    if own is None or not (posted or found.merchant_id == merchant_id):
+        return None
+    return Transfer(
+        uuid_text(found.transfer_id),
+        _TYPE_TEXTS[found.transfer_type],
+        "posted" if posted else "rejected",
+        None if found.reason is None else RejectReason(found.reason).code,
+        found.source and found.source.wallet_id,
+        found.destination and found.destination.wallet_id,
+        found.amount,
+        found.currency,
+        found.reference,
+        metadata_object(found.metadata),
+        own.balance,
+        own.version,
+        found.shard_id,
+        found.sequence,
+        timestamp_text(found.at_us),
+    )
+
+
+def _own_side(found: TransferFound, merchant_id: str) -> TransferSide | None:
+    if found.merchant_id == merchant_id:
+        return found.source or found.destination
+    for side in (found.source, found.destination):
+        if side is not None and side.merchant_id == merchant_id:
+            return side
+    return None
+
+
+def metadata_object(text: str | None) -> dict[str, Any]:
+    """
+    Pass stored metadata on as it is: it is JSON already.
+    """
+    return cast("dict[str, Any]", _NO_METADATA if text is None else msgspec.Raw(text.encode()))
+
+
+def type_text(transfer_type: int) -> Literal["transfer", "deposit", "withdrawal"]:
+    return _TYPE_TEXTS[transfer_type]
