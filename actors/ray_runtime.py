@@ -10,15 +10,14 @@ from __future__ import annotations
 import importlib
 import os
 import secrets
-import shutil
 import signal
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from actors.short_dir import make_short_dir, remove_short_dir
 from configs.settings import Settings
 
 STATUS_S_MAX = 5.0
@@ -58,7 +57,6 @@ class RayRuntime:
         self._settings = settings
         self._shard_ids = shard_ids
         self._data_dir = data_dir
-        self._temp_dir: Path | None = None
         self._ray: Any = None
         self._actors: dict[str, Any] = {}
 
@@ -98,15 +96,15 @@ class RayRuntime:
         }
         if self._settings.cluster.ray_address:
             return {**options, "address": self._settings.cluster.ray_address}
-        # Ray keeps sockets there, and Unix socket paths are short.
-        self._temp_dir = Path(tempfile.mkdtemp(prefix="miliano-ray-"))
         return {
             **options,
+            "address": "local",  # Whatever RAY_ADDRESS says.
             "include_dashboard": False,
             "num_cpus": os.cpu_count() or 1,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_node_ip_address": "127.0.0.1",
-            "_temp_dir": str(self._temp_dir),
+            # Ray keeps sockets there.
+            "_temp_dir": str(make_short_dir(self._data_dir / "ray")),
         }
 
     def _names(self) -> list[str]:
@@ -167,5 +165,4 @@ class RayRuntime:
         for actor in self._actors.values():
             self._ray.kill(actor)
         self._ray.shutdown()
-        if self._temp_dir is not None:
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
+        remove_short_dir(self._data_dir / "ray")

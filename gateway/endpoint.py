@@ -58,6 +58,7 @@ class Call:
         "gateway",
         "headers",
         "idempotency_key",
+        "media_type",
         "parameters",
         "query",
         "receive",
@@ -79,6 +80,7 @@ class Call:
         self.body: Any = None
         self.query: Any = None
         self.idempotency_key = ""
+        self.media_type = ""
 
 
 Handler = Callable[[Call], Awaitable[Reply]]

@@ -12,159 +12,244 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
 from gateway.endpoint import Call
 from gateway.identifiers import timestamp_text, uuid_text
-from gateway.problems import PROBLEMS, FieldError, Refusal
-from gateway.reply import JSON, NDJSON, Header, Reply
+from gateway.problems import FieldError, Refusal
+from gateway.reply import JSON, NDJSON, Reply
 from gateway.shard_client import SHARD_ID, OutcomeUnknown, ShardOverloaded, ShardUnavailable
 from gateway.strict_json import Strict, StrictDecoder, has_plain_keys, malformed
 from gateway.transfers import is_replay, move_command, reuse_error
 from gateway.wire import BatchRequest, BatchResult, BatchTransfer
-from processor.core.commands import Command, MoveMoney, TransferType
+from processor.core.commands import MoveMoney, TransferType
 from processor.core.reject_reason import RejectReason
 from processor.flow.frames import KeyReused, Posted, Rejected, Result
 
 ITEMS_A_TURN = 1_000
 
-# A document with one key, up to its value. Its parser has already found it well-formed.
+# Well-formed JSON up to the value of its only key.
 _ONE_KEY = re.compile(rb'\s*\{\s*"[^"]*"\s*:\s*')
-
-_encoder = msgspec.json.Encoder()
-_plain_document = msgspec.json.Decoder(BatchRequest).decode
-_plain_lines = msgspec.json.Decoder(BatchTransfer).decode_lines
-_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
 class _Document(Strict, frozen=True):
     transfers: msgspec.Raw
 
 
+_encoder = msgspec.json.Encoder()
+_plain_document = msgspec.json.Decoder(BatchRequest).decode
+_plain_lines = msgspec.json.Decoder(BatchTransfer).decode_lines
 _document = msgspec.json.Decoder(_Document).decode
-_item = StrictDecoder(BatchTransfer).decode
+_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_strict_document = StrictDecoder(BatchRequest).decode
+_strict_item = StrictDecoder(BatchTransfer).decode
 
 Item = BatchTransfer | Refusal
+Outcome = Result | Exception
 
 
 async def create_transfer_batch(call: Call) -> Reply:
     is_ndjson = call.media_type == "application/x-ndjson"
-    items = await _read_items(call.body, is_ndjson=is_ndjson)
-    _check_count(call, items)
-    results: list[BatchResult | None] = []
-    commands: list[MoveMoney] = []
-    pointer = "" if is_ndjson else "/transfers/{index}"
-    for start in range(0, len(items), ITEMS_A_TURN):
-        _prepare(call, items[start : start + ITEMS_A_TURN], pointer, commands, results)
-        await asyncio.sleep(0)
-    outcomes: Sequence[Result | Exception] = []
-    if commands:
-        many: list[Command] = list(commands)
-        outcomes = await call.gateway.shards.submit_many(many, timeout_ms=call.gateway.timeout_ms)
-        _refuse_if_all_waited(outcomes)
-    answered = iter(zip(commands, outcomes, strict=True))
-    parts: list[bytes] = []
-    counts: Counter[str] = Counter()
-    for start in range(0, len(items), ITEMS_A_TURN):
-        turn = [
-            result or _result(start + offset, *next(answered), pointer)
-            for offset, result in enumerate(results[start : start + ITEMS_A_TURN])
-        ]
-        counts.update(result.status for result in turn)
-        parts.append(_encoder.encode_lines(turn) if is_ndjson else _encoder.encode(turn)[1:-1])
-        await asyncio.sleep(0)
-    return _ndjson_reply(parts, counts) if is_ndjson else _json_reply(parts, counts)
+    items = await _read(call.body, is_ndjson=is_ndjson)
+    count_max = call.gateway.settings.gateway.batch_transfers_max
+    if not 1 <= len(items) <= count_max:
+        detail = f"A batch has 1 to {count_max} transfers; this one has {len(items)}."
+        error = FieldError("out_of_range", detail, "" if is_ndjson else "/transfers")
+        raise Refusal("validation_failed", errors=[error])
+    commands = await _commands(call, items)
+    outcomes = await _submit(call, [command for command in commands if command is not None])
+    results = _results(items, commands, iter(outcomes), "" if is_ndjson else "/transfers/{index}")
+    return await _write(results, is_ndjson=is_ndjson)
 
 
 # --- Reading ------------------------------------------------------------------------------
 
 
-async def _read_items(body: bytes, *, is_ndjson: bool) -> Sequence[Item]:
+async def _read(body: bytes, *, is_ndjson: bool) -> list[Item]:
     """
     Decode everything at once; only if something is amiss, item by item.
     """
     try:
-        items = _plain_lines(body) if is_ndjson else _plain_document(body).transfers
-        if has_plain_keys(body, items if is_ndjson else BatchRequest(items)):
-            return items
+        plain = _plain_lines(body) if is_ndjson else _plain_document(body).transfers
+        if has_plain_keys(body, plain if is_ndjson else BatchRequest(plain)):
+            return list(plain)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         pass
-    raws = _lines_of(body) if is_ndjson else _items_of(body)
-    items_or_refusals: list[Item] = []
+    raws = _lines(body) if is_ndjson else _array(body)
+    items: list[Item] = []
     for start in range(0, len(raws), ITEMS_A_TURN):
-        items_or_refusals += [_read_item(raw) for raw in raws[start : start + ITEMS_A_TURN]]
+        items += [_read_item(raw) for raw in raws[start : start + ITEMS_A_TURN]]
         await asyncio.sleep(0)
-    return items_or_refusals
+    return items
 
 
-def _lines_of(body: bytes) -> list[bytes]:
+def _lines(body: bytes) -> list[bytes]:
     return [line for line in body.split(b"\n") if line.strip()]
 
 
-def _items_of(body: bytes) -> list[msgspec.Raw]:
+def _array(body: bytes) -> Sequence[bytes]:
     try:
-        raw = _document(body).transfers
-        items = _raw_items(raw)
+        array = _document(body).transfers
+        items = _raw_items(array)
     except msgspec.ValidationError:
-        return StrictDecoder(BatchRequest).decode(body).transfers
+        # It has another shape: the decoder of the whole says which field is wrong.
+        return _strict_document(body) and []
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(error) from None
-    before = body.rstrip()[:-1].rstrip()[: -len(bytes(raw))]
+    before = body.rstrip()[:-1].rstrip()[: -len(bytes(array))]
     if not _ONE_KEY.fullmatch(before):
         error = FieldError("duplicate_key", "This key appears twice.", "/transfers")
         raise Refusal("malformed_json", "A key appears twice.", errors=[error])
     return items
 
 
-def _read_item(raw: bytes | msgspec.Raw) -> Item:
+def _read_item(raw: bytes) -> Item:
     try:
-        return _item(raw)
+        return _strict_item(raw)
     except Refusal as refusal:
         return refusal
 
 
-def _check_count(call: Call, items: Sequence[Item]) -> None:
-    count_max = call.gateway.settings.gateway.batch_transfers_max
-    if not 1 <= len(items) <= count_max:
-        detail = f"A batch has 1 to {count_max} transfers; this one has {len(items)}."
-        error = FieldError("out_of_range", detail, "/transfers")
-        raise Refusal("validation_failed", errors=[error])
-
-
-def _prepare(
-    call: Call,
-    items: Sequence[Item],
-    pointer: str,
-    commands: list[MoveMoney],
-    results: list[BatchResult | None],
-) -> None:
+async def _commands(call: Call, items: list[Item]) -> list[MoveMoney | None]:
     """
-    Add a command for each sound item, and for each other one its result.
+    Make a command of each sound item; of the others, refusals in their place in *items*.
     """
     check = call.gateway.validation.batch_transfer
     merchant_id = call.caller.merchant_id
-    for item in items:
-        if isinstance(item, Refusal):
-            results.append(_failed(len(results), item, pointer))
-            continue
-        errors = check(item)
-        if errors:
-            refusal = Refusal("validation_failed", errors=errors)
-            results.append(_failed(len(results), refusal, pointer, item.idempotency_key))
-            continue
-        results.append(None)
-        commands.append(
-            move_command(
-                item,
-                TransferType.TRANSFER,
-                item.source,
-                item.destination,
-                merchant_id,
-                item.idempotency_key,
-            )
-        )
+    commands: list[MoveMoney | None] = []
+    for index, item in enumerate(items):
+        command = None
+        if isinstance(item, BatchTransfer):
+            errors = check(item)
+            if errors:
+                items[index] = Refusal("validation_failed", errors=errors)
+            else:
+                command = move_command(
+                    item,
+                    TransferType.TRANSFER,
+                    item.source,
+                    item.destination,
+                    merchant_id,
+                    item.idempotency_key,
+                )
+        commands.append(command)
+        if index % ITEMS_A_TURN == 0:
+            await asyncio.sleep(0)
+    return commands
+
+
+async def _submit(call: Call, commands: Sequence[MoveMoney]) -> Sequence[Outcome]:
+    """
+    Send the commands; when nothing at all was applied for load or silence, raise why.
+    """
+    if not commands:
+        return []
+    outcomes = await call.gateway.shards.submit_many(commands, timeout_ms=call.gateway.timeout_ms)
+    if all(isinstance(outcome, ShardOverloaded | ShardUnavailable) for outcome in outcomes):
+        refused = outcomes[0]
+        assert isinstance(refused, Exception), "the line above says so"
+        raise refused
+    return outcomes
 
 
 # --- Writing ------------------------------------------------------------------------------
+
+
+def _results(
+    items: Sequence[Item],
+    commands: Sequence[MoveMoney | None],
+    outcomes: Iterator[Outcome],
+    place: str,
+) -> Iterator[BatchResult]:
+    """
+    Yield the result of each item; *place* is where an item's fields are in the document.
+    """
+    for index, (item, command) in enumerate(zip(items, commands, strict=True)):
+        if isinstance(item, Refusal):
+            yield _failed(index, None, item, place.format(index=index))
+            continue
+        assert command is not None, "a sound item has a command"
+        outcome = next(outcomes)
+        if type(outcome) is Posted:
+            yield BatchResult(
+                index,
+                "posted",
+                item.idempotency_key,
+                uuid_text(outcome.transfer_id),
+                outcome.balance,
+                outcome.version,
+                SHARD_ID,
+                outcome.sequence,
+                timestamp_text(outcome.at_us),
+                is_replay(command, outcome),
+            )
+        elif type(outcome) is Rejected:
+            yield _rejected(index, item, command, outcome)
+        else:
+            refusal = _refusal(outcome)
+            yield _failed(index, item.idempotency_key, refusal, place.format(index=index))
+
+
+def _rejected(
+    index: int, item: BatchTransfer, command: MoveMoney, outcome: Rejected
+) -> BatchResult:
+    refusal = Refusal(RejectReason(outcome.reason).code)
+    return BatchResult(
+        index,
+        "rejected",
+        item.idempotency_key,
+        uuid_text(outcome.transfer_id),
+        shard=SHARD_ID,
+        sequence=outcome.sequence,
+        created_at=timestamp_text(outcome.at_us),
+        replayed=is_replay(command, outcome),
+        code=refusal.kind.code,
+        detail=refusal.detail,
+        outcome=refusal.kind.outcome,
+    )
+
+
+def _refusal(outcome: Outcome) -> Refusal:
+    match outcome:
+        case KeyReused():
+            return Refusal("idempotency_key_reused", errors=[reuse_error(outcome)])
+        case ShardOverloaded():
+            return Refusal("overloaded")
+        case ShardUnavailable():
+            return Refusal("unavailable")
+        case OutcomeUnknown():
+            return Refusal("outcome_unknown")
+    raise AssertionError(f"no answer to money: {outcome!r}")
+
+
+def _failed(index: int, key: str | None, refusal: Refusal, place: str) -> BatchResult:
+    kind = refusal.kind
+    errors = [
+        msgspec.structs.replace(error, pointer=place + (error.pointer or ""))
+        for error in refusal.errors
+    ]
+    return BatchResult(
+        index,
+        "unknown" if kind.outcome == "unknown" else "failed",
+        key,
+        code=kind.code,
+        detail=refusal.detail,
+        errors=errors,
+        outcome=kind.outcome,
+    )
+
+
+async def _write(results: Iterator[BatchResult], *, is_ndjson: bool) -> Reply:
+    parts: list[bytes] = []
+    counts: Counter[str] = Counter(posted=0, rejected=0, failed=0, unknown=0)
+    while turn := [result for _, result in zip(range(ITEMS_A_TURN), results, strict=False)]:
+        counts.update(result.status for result in turn)
+        parts.append(_encoder.encode_lines(turn) if is_ndjson else _encoder.encode(turn)[1:-1])
+        await asyncio.sleep(0)
+    if is_ndjson:
+        text = ", ".join(f"{status}={count}" for status, count in counts.items())
+        return Reply(200, b"".join(parts), (NDJSON, (b"batch-counts", text.encode())))
+    head = _encoder.encode(counts)[:-1]
+    return Reply(200, head + b',"results":[' + b",".join(parts) + b"]}", (JSON,))

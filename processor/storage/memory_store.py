@@ -22,7 +22,8 @@ class MemoryDatabase:
     """
     One shard's rows: ownership, journal, and the tables as of the watermark.
 
-    `fail_next_append` is None, "lost" (not written) or "hidden" (written, answer lost).
+    `fail_next_append` is None, "lost" (not written), "hidden" (written, answer lost) or "crash"
+    (not written, and the tables fall back to the last flush).
     """
 
     def __init__(self, shard_id: int = 0) -> None:
@@ -33,6 +34,7 @@ class MemoryDatabase:
         self.journal: list[Record] = []
         self.watermark = 0
         self.tables = ShardState(shard_id)
+        self._flushed_watermark = 0
         self.available = True
         self.fail_next_append: str | None = None
 
@@ -46,6 +48,22 @@ class MemoryDatabase:
                 apply(self.tables, decision, record.sequence, record.at_us)
             self.watermark = record.sequence
         return len(behind)
+
+    def add(self, record: Record) -> None:
+        """
+        Write a record; its flush covers everything before it.
+        """
+        assert record.sequence == len(self.journal) + 1, "the journal has a gap"
+        self.journal.append(record)
+        self._flushed_watermark = self.watermark
+
+    def crash(self) -> None:
+        """
+        Lose what was committed without waiting for the disk: the tables fall back.
+        """
+        flushed, self.watermark = self._flushed_watermark, 0
+        self.tables = ShardState(self.shard_id)
+        self.project(flushed)
 
 
 class MemoryShardStore:
@@ -80,9 +98,10 @@ class MemoryShardStore:
             raise AppendInDoubt("no connection")
         self._check_owner()
         failure, database.fail_next_append = database.fail_next_append, None
-        if failure != "lost":
-            assert record.sequence == len(database.journal) + 1, "the journal has a gap"
-            database.journal.append(record)
+        if failure == "crash":
+            database.crash()
+        elif failure != "lost":
+            database.add(record)
         if failure is not None:
             self._connected = False
             raise AppendInDoubt(failure)
