@@ -75,6 +75,7 @@ class ChildProcess:
                 stdout=output,
                 stderr=output,
                 env=self._environment,
+                start_new_session=True,  # Ctrl-C is for the parent, which ends us in order.
             )
         self._started_at = time.monotonic()
 

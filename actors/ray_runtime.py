@@ -17,11 +17,13 @@ from typing import Any
 
 import structlog
 
+from actors.child_process import ChildProcess
 from actors.short_dir import make_short_dir, remove_short_dir
 from configs.settings import Settings
 
 STATUS_S_MAX = 5.0
 DRAIN_S_MAX = 35.0
+GUARD = "actors.ray_guard"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Nothing large goes through Ray.
 
 # Read by Ray's own processes, so set before any of them starts. By default Ray runs actors at
@@ -58,6 +60,7 @@ class RayRuntime:
         self._shard_ids = shard_ids
         self._data_dir = data_dir
         self._ray: Any = None
+        self._guard: ChildProcess | None = None
         self._actors: dict[str, Any] = {}
 
     def start(self) -> None:
@@ -70,6 +73,8 @@ class RayRuntime:
         # Late: Ray reads the environment above when it is imported.
         ray: Any = importlib.import_module("ray")
         self._ray = ray
+        if not self._settings.cluster.ray_address:
+            self._start_guard()
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         ray.init(**self._init_options())
         if threading.current_thread() is threading.main_thread():
@@ -77,6 +82,11 @@ class RayRuntime:
                 signal.signal(number, handler)
         for name in self._names():
             self._make(name)
+
+    def _start_guard(self) -> None:
+        log_path = self._data_dir / "log" / "ray-guard.log"
+        self._guard = ChildProcess("ray-guard", [GUARD], log_path=log_path, environment={})
+        self._guard.start()
 
     def _keep_token(self) -> None:
         path = self._data_dir / "ray_token"
@@ -102,7 +112,8 @@ class RayRuntime:
             "include_dashboard": False,
             "num_cpus": os.cpu_count() or 1,
             "object_store_memory": OBJECT_STORE_BYTES,
-            "_node_ip_address": "127.0.0.1",
+            # Loopback only. Ray would take 127.0.0.1 for the machine's own address.
+            "_node_ip_address": "127.0.0.2",
             # Ray keeps sockets there.
             "_temp_dir": str(make_short_dir(self._data_dir / "ray")),
         }
@@ -125,6 +136,8 @@ class RayRuntime:
         """
         Make anew every actor that Ray has declared dead for good.
         """
+        if self._guard is not None:
+            self._guard.keep_running()
         for name, actor in list(self._actors.items()):
             try:
                 self._ray.get(actor.status.remote(), timeout=STATUS_S_MAX)
@@ -152,8 +165,16 @@ class RayRuntime:
         """
         Drain the shards, then end Ray if it is ours.
         """
-        if self._ray is None or not self._ray.is_initialized():
-            return
+        if self._ray is not None and self._ray.is_initialized():
+            self._drain()
+            for actor in self._actors.values():
+                self._ray.kill(actor)
+            self._ray.shutdown()
+        if self._guard is not None:
+            self._guard.stop()
+        remove_short_dir(self._data_dir / "ray")
+
+    def _drain(self) -> None:
         for shard_id in self._shard_ids:
             actor = self._actors.get(f"shard-{shard_id}")
             if actor is None:
@@ -162,7 +183,3 @@ class RayRuntime:
                 self._ray.get(actor.drain.remote(), timeout=DRAIN_S_MAX)
             except self._ray.exceptions.RayError as error:
                 log.warning("drain failed, the journal has it all", error=str(error))
-        for actor in self._actors.values():
-            self._ray.kill(actor)
-        self._ray.shutdown()
-        remove_short_dir(self._data_dir / "ray")

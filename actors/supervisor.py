@@ -9,10 +9,10 @@ folder and is found again. One supervisor per data folder.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
-import shutil
-import tempfile
+import socket
 import threading
 import time
 import urllib.error
@@ -27,10 +27,11 @@ import structlog
 from actors.child_process import ChildProcess
 from actors.process_runtime import ProcessRuntime
 from actors.ray_runtime import RayRuntime
+from actors.short_dir import make_short_dir, remove_short_dir
 from configs.secret import make_secret
 from configs.settings import Settings, load_settings
 from processor.storage import schema
-from processor.storage.api_keys import Scope, create_key, create_merchant
+from processor.storage.api_keys import Scope, create_key, create_merchant, find_key, parse_key
 from processor.storage.connection import connect
 from processor.storage.directory import read_directory
 from processor.storage.embedded_postgres import EmbeddedPostgres
@@ -40,7 +41,6 @@ FIRST_MERCHANT = "first"
 SHARD_IDS = [0]
 WATCH_S = 0.5
 SERVING_S_MAX = 60.0
-SOCKET_DIR_CHARS_MAX = 70  # A Unix socket path has room for 107.
 
 log = structlog.get_logger("supervisor")
 
@@ -55,7 +55,7 @@ class AlreadyRunning(Exception):
 
 class NotServing(Exception):
     """
-    A part did not come up in time; the message says which and where its log is.
+    A part did not come up; the message says which, and where its log is or what to do.
     """
 
 
@@ -97,13 +97,14 @@ class Supervisor:
         self.data_dir = Path(settings.cluster.data_dir).absolute()
         self.log_dir = self.data_dir / "log"
         self.running: Running | None = None
+        self.new_key: str | None = None  # Set when this start made a first key.
         self._settings = settings
         self._progress = progress
         self._lock: IO[str] | None = None
         self._postgres: EmbeddedPostgres | None = None
         self._runtime: Runtime | None = None
         self._gateway: ChildProcess | None = None
-        self._socket_dir: Path | None = None
+        self._url = ""
 
     def start(self) -> Running:
         """
@@ -121,7 +122,9 @@ class Supervisor:
             self.stop()
             raise
         assert self.running is not None
-        running_file(self.data_dir).write_bytes(msgspec.json.encode(self.running))
+        partial = self.data_dir / "running.json.new"
+        partial.write_bytes(msgspec.json.encode(self.running))
+        partial.rename(running_file(self.data_dir))
         return self.running
 
     def watch(self, stop: threading.Event) -> None:
@@ -147,14 +150,16 @@ class Supervisor:
         """
         Take everything down in order; what was accepted is durable and found again.
         """
+        if self._lock is None:
+            return  # Nothing here is ours.
         running_file(self.data_dir).unlink(missing_ok=True)
-        for part in (self._gateway, self._runtime, self._postgres):
-            if part is not None:
-                part.stop()
-        if self._socket_dir is not None:
-            shutil.rmtree(self._socket_dir, ignore_errors=True)
-        if self._lock is not None:
-            self._lock.close()
+        # The last that is pushed goes first, and each goes even if another fails.
+        with contextlib.ExitStack() as parts:
+            parts.callback(self._lock.close)
+            parts.callback(remove_short_dir, self.data_dir / "run")
+            for part in (self._postgres, self._runtime, self._gateway):
+                if part is not None:
+                    parts.callback(part.stop)
 
     def _lock_data_dir(self) -> None:
         lock = (self.data_dir / "lock").open("a+")
@@ -199,29 +204,24 @@ class Supervisor:
 
     def _make_socket_dir(self) -> Path:
         configured = self._settings.cluster.socket_dir
-        if configured:
-            return Path(configured)
-        wanted = self.data_dir / "run"
-        if len(str(wanted)) > SOCKET_DIR_CHARS_MAX:
-            wanted = Path(tempfile.mkdtemp(prefix="miliano-"))
-        else:
-            shutil.rmtree(wanted, ignore_errors=True)
-            wanted.mkdir(mode=0o700)
-        self._socket_dir = wanted
-        return wanted
+        return Path(configured) if configured else make_short_dir(self.data_dir / "run")
 
     def _start_gateway(self) -> None:
+        host = self._settings.gateway.host
+        port = _free_port(host, self._settings.gateway.port)
+        self._url = _url(host, port)
+        os.environ["MILIANO_GATEWAY_PORT"] = str(port)
         self._progress("starting the gateway")
-        key_file = asyncio.run(_first_key(self._settings.postgres.dsn, self.data_dir))
+        key_file = self.data_dir / "api_key"
+        self.new_key = asyncio.run(_make_first_key(self._settings.postgres.dsn, key_file))
         self._gateway = ChildProcess(
             "gateway", ["gateway"], log_path=self.log_dir / "gateway.log", environment={}
         )
         self._gateway.start()
-        gateway = self._settings.gateway
         self._until(self._gateway_answers, "the gateway")
         self.running = Running(
             pid=os.getpid(),
-            url=f"http://{gateway.host}:{gateway.port}",
+            url=self._url,
             dsn=self._settings.postgres.dsn,
             runtime=self._settings.cluster.runtime,
             key_file=str(key_file),
@@ -236,7 +236,7 @@ class Supervisor:
             time.sleep(0.05)
 
     def _shards_serve(self) -> bool:
-        return asyncio.run(_published(self._settings.postgres.dsn)) >= set(SHARD_IDS)
+        return asyncio.run(_serving(self._settings.postgres.dsn)) >= set(SHARD_IDS)
 
     def _gateway_answers(self) -> bool:
         assert self._gateway is not None
@@ -245,37 +245,78 @@ class Supervisor:
         return self._gateway_ready()
 
     def _gateway_ready(self) -> bool:
-        gateway = self._settings.gateway
-        url = f"http://{gateway.host}:{gateway.port}/v1/health"
         try:
-            with urllib.request.urlopen(url, timeout=1) as answer:
+            health = f"{self._url}/v1/health"
+            with urllib.request.urlopen(health, timeout=1) as answer:  # noqa: S310 - our own
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
 
-async def _published(dsn: str) -> set[int]:
+async def _serving(dsn: str) -> set[int]:
+    """
+    Name the shards whose published endpoint takes connections; a stale one does not.
+    """
     connection = await connect(dsn, application_name="miliano/supervisor")
     try:
         entries = await read_directory(connection)
     finally:
         await connection.close()
-    return {entry.shard_id for entry in entries if entry.endpoint is not None}
+    return {
+        entry.shard_id
+        for entry in entries
+        if entry.endpoint is not None and await _takes_connections(entry.endpoint)
+    }
 
 
-async def _first_key(dsn: str, data_dir: Path) -> Path:
+async def _takes_connections(endpoint: str) -> bool:
+    kind, _, where = endpoint.partition(":")
+    host, _, port = where.rpartition(":")
+    try:
+        if kind == "unix":
+            _, writer = await asyncio.open_unix_connection(where)
+        else:
+            _, writer = await asyncio.open_connection(host, int(port))
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+def _url(host: str, port: int) -> str:
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{reachable}]:{port}" if ":" in reachable else f"http://{reachable}:{port}"
+
+
+def _free_port(host: str, port: int) -> int:
     """
-    Make a first merchant with a key that may do everything, once; return the key's file.
+    Return *port*, or some free one for 0; raises NotServing when it is taken.
     """
-    path = data_dir / "api_key"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise NotServing(f"cannot listen on {host}:{port}: {error.strerror}") from error
+        return int(listener.getsockname()[1])
+
+
+async def _make_first_key(dsn: str, path: Path) -> str | None:
+    """
+    Make a merchant with a key that may do everything, unless *path* holds one that is in force.
+    """
     connection = await connect(dsn, application_name="miliano/supervisor")
     try:
-        if not path.exists():
-            await create_merchant(connection, FIRST_MERCHANT, "First merchant")
-            _, text = await create_key(connection, FIRST_MERCHANT, set(Scope), "miliano up")
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text + "\n")
+        parsed = parse_key(path.read_text().strip()) if path.exists() else None
+        if parsed is not None and await find_key(connection, parsed[0]) is not None:
+            return None
+        await create_merchant(connection, FIRST_MERCHANT, "First merchant")
+        _, text = await create_key(connection, FIRST_MERCHANT, set(Scope), "miliano up")
     finally:
         await connection.close()
-    return path
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text + "\n")
+    return text

@@ -44,6 +44,7 @@ from processor.flow.frames import NotServing, Overloaded, RequestFrame, StaleEpo
 from processor.flow.key_filter import KeyFilter
 from processor.flow.ports import (
     AppendInDoubt,
+    Fenced,
     RecoveryView,
     ShardHalted,
     ShardStore,
@@ -252,7 +253,9 @@ class WalletShard:
         epoch, self._at_us = view.watermark_epoch, view.watermark_at_us
         async for record in view.records():
             check_link(record, after_sequence=sequence, after_chain=chain)
-            if record.epoch < epoch or record.epoch >= self._store.epoch:
+            if record.epoch > self._store.epoch:
+                raise Fenced(f"sequence {record.sequence} is of epoch {record.epoch}")
+            if record.epoch < epoch or record.epoch == self._store.epoch:
                 raise BrokenChain(f"sequence {record.sequence} is of epoch {record.epoch}")
             await self._replay_record(view, record)
             sequence, chain, epoch = record.sequence, record.chain, record.epoch

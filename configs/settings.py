@@ -70,6 +70,9 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     port: int = 8080
     request_timeout_ms: int = 5_000
     body_bytes_max: int = 8 * 1024 * 1024
+    arrival_timeout_ms: int = 30_000  # From the first byte of a request to its last.
+    held_bodies_bytes_max: int = 256 * 1024 * 1024  # Of all bodies that arrive in parts.
+    history_connections_max: int = 8
     batch_transfers_max: int = 10_000
     reference_chars_max: int = 140
     metadata_bytes_max: int = 1_024
@@ -147,6 +150,10 @@ def check_relations(settings: Settings) -> None:
         (
             gateway.batch_transfers_max <= shard.batch_commands_max,
             "gateway.batch_transfers_max must not exceed shard.batch_commands_max",
+        ),
+        (
+            gateway.body_bytes_max <= gateway.held_bodies_bytes_max,
+            "gateway.body_bytes_max must not exceed gateway.held_bodies_bytes_max",
         ),
         (
             shard.batch_commands_max <= shard.intake_commands_max,

@@ -75,7 +75,7 @@ def _shown(key: api_keys.ApiKey, text: str | None = None) -> ApiKey:
         sorted(key.scopes),
         key.label,
         _time_text(key.created_at),
-        key.revoked_at and _time_text(key.revoked_at),
+        None if key.revoked_at is None else _time_text(key.revoked_at),
         text,
     )
 

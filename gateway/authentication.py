@@ -17,6 +17,7 @@ from hashlib import sha256
 import msgspec
 
 from gateway.problems import Refusal
+from processor.flow.ports import StoreUnavailable
 from processor.storage.api_keys import Scope, parse_key, same_secret
 from processor.storage.key_store import KeyStore
 
@@ -24,6 +25,7 @@ KNOWN_S = 30.0
 UNKNOWN_S = 2.0
 REMEMBERED_MAX = 20_000
 
+_SOON = (b"retry-after", b"1")
 _SCHEME = (b"www-authenticate", b'Bearer realm="miliano"')
 _INVALID = (b"www-authenticate", b'Bearer realm="miliano", error="invalid_token"')
 
@@ -38,7 +40,11 @@ class Caller(msgspec.Struct, frozen=True):
     scopes: frozenset[Scope]
 
 
+# A caller, or None for what is not a valid key, and until when that is believed.
+Known = tuple[Caller | None, float]
+
 ANYBODY = Caller("", "", frozenset())
+_NEVER: Known = (None, 0.0)
 
 
 class VerifiedKeys:
@@ -49,19 +55,31 @@ class VerifiedKeys:
     def __init__(self, store: KeyStore, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._store = store
         self._clock_s = clock_s
-        self._known: dict[bytes, tuple[Caller | None, float]] = {}  # None: not a valid key.
+        self._known: dict[bytes, Known] = {}
         self._under_way: dict[bytes, asyncio.Task[Caller | None]] = {}
+
+    def known(self, header: bytes | None) -> Caller | None:
+        """
+        Say who sent this Authorization header if that is remembered; otherwise ask `caller`.
+        """
+        if header is None:
+            return None
+        caller, expires_s = self._known.get(sha256(header).digest(), _NEVER)
+        return caller if self._clock_s() < expires_s else None
 
     async def caller(self, header: bytes | None) -> Caller:
         """
-        Say who sent this Authorization header; raises Refusal, StoreUnavailable.
+        Say who sent this Authorization header; raises Refusal.
         """
         if header is None:
             raise Refusal("api_key_missing", headers=(_SCHEME,))
         digest = sha256(header).digest()
-        caller, expires_s = self._known.get(digest, (None, 0.0))
-        if expires_s <= self._clock_s():
-            caller = await self._verified(digest, header)
+        caller, expires_s = self._known.get(digest, _NEVER)
+        if self._clock_s() >= expires_s:
+            try:
+                caller = await self._verified(digest, header)
+            except StoreUnavailable:
+                raise Refusal("unavailable", headers=(_SOON,)) from None
         if caller is None:
             raise Refusal("api_key_invalid", headers=(_INVALID,))
         return caller

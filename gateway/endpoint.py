@@ -13,6 +13,8 @@ import msgspec
 from configs.settings import Settings
 from gateway.asgi import Receive
 from gateway.authentication import Caller, VerifiedKeys
+from gateway.health_watch import HealthWatch
+from gateway.payout_opening import Payouts
 from gateway.reply import Reply
 from gateway.shard_client import ShardClients
 from gateway.validation import Validation
@@ -22,6 +24,7 @@ from processor.storage.history import History
 from processor.storage.key_store import KeyStore
 
 JSON_BODY = ("application/json",)
+JSON_OR_CSV_BODY = ("application/json", "text/csv")
 JSON_OR_NDJSON_BODY = ("application/json", "application/x-ndjson")
 
 
@@ -36,8 +39,10 @@ class Gateway:
     shards: ShardClients
     history: History
     watermarks: Watermarks
+    health: HealthWatch
     key_store: KeyStore
     keys: VerifiedKeys
+    payouts: Payouts
 
     @property
     def timeout_ms(self) -> int:
@@ -48,8 +53,8 @@ class Call:
     """
     One request, checked as far as its endpoint's row says.
 
-    `body` and `query` are structs of the endpoint's types. A handler whose endpoint has media
-    types but no request type reads the body itself, through `receive`.
+    `body` and `query` are structs of the endpoint's types; `body` is the bytes where the endpoint
+    `decodes_itself`, and nothing where it `reads_itself`.
     """
 
     __slots__ = (
@@ -93,6 +98,8 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     `path` has its parameters in braces. `statuses` says what each good status means. Without
     `scope` it is open to everybody. `idempotent` means: the Idempotency-Key header is required.
     `commands` means: it asks a shard, so it can be overloaded or without an answer.
+    `decodes_itself` means: the handler gets the body as bytes. `reads_itself` means: it
+    reads the body through `receive`, with bounds of its own. `example` is a good body.
     """
 
     method: str
@@ -103,12 +110,15 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
     response: Any
     statuses: Mapping[int, str]
     request: Any = None
+    decodes_itself: bool = False
+    reads_itself: bool = False
     query: Any = None
     media_types: tuple[str, ...] = ()
     scope: Scope | None = None
     idempotent: bool = False
     commands: bool = False
     errors: tuple[str, ...] = ()
+    example: str = ""
 
     @property
     def parameter_names(self) -> list[str]:
@@ -125,7 +135,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         if self.query is not None:
             codes += ["query_invalid"]
         if self.media_types:
-            codes += ["media_type_unsupported", "body_too_large", "body_too_slow"]
+            codes += ["media_type_unsupported", "body_too_large", "request_too_slow"]
         if self.request is not None:
             codes += ["malformed_json", "validation_failed", "overloaded"]
         if self.idempotent:

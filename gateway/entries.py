@@ -25,9 +25,7 @@ async def list_entries(call: Call) -> Reply:
     if query.after is not None and query.before is not None:
         raise query_invalid("before", "not_allowed", "Give after or before, not both.")
     if query.min_sequence:
-        await gateway.watermarks.reach(
-            SHARD_ID, query.min_sequence, timeout_ms=gateway.timeout_ms
-        )
+        await gateway.watermarks.reach(SHARD_ID, query.min_sequence, timeout_ms=gateway.timeout_ms)
     await _check_owner(call, wallet_id)
     if query.after is not None:
         rows = await gateway.history.entries_after(wallet_id, query.after, limit + 1)

@@ -74,6 +74,27 @@ _BEFORE_ADMISSION = (
         "Send one UTF-8 JSON document without duplicate keys or lone surrogates.",
     ),
     ProblemKind(
+        "malformed_request",
+        400,
+        "not_applied",
+        "The request is not HTTP/1.1 as it should be.",
+        "Check the request line and the headers; the connection is closed.",
+    ),
+    ProblemKind(
+        "head_too_large",
+        431,
+        "not_applied",
+        "The request's head is too large.",
+        "Send fewer or shorter headers; the connection is closed.",
+    ),
+    ProblemKind(
+        "header_repeated",
+        400,
+        "not_applied",
+        "A header that must be there once is there twice.",
+        "Send the header named in `detail` once.",
+    ),
+    ProblemKind(
         "idempotency_key_missing",
         400,
         "not_applied",
@@ -144,11 +165,11 @@ _BEFORE_ADMISSION = (
         "Use one of the methods in the Allow header.",
     ),
     ProblemKind(
-        "body_too_slow",
+        "request_too_slow",
         408,
         "not_applied",
-        "The body did not arrive in time.",
-        "Send the request again.",
+        "The request did not arrive in time.",
+        "Send it again; the connection is closed.",
     ),
     ProblemKind(
         "body_too_large",
@@ -298,6 +319,37 @@ _MONEY_REJECTED = (
     ),
 )
 
+_PAYOUT_REFUSED = (
+    ProblemKind(
+        "payout_rejected",
+        422,
+        "not_applied",
+        "The payout file has rows that are not acceptable; nothing of it was stored.",
+        "Correct the rows named in `report`, or send it with on_invalid=skip_rows.",
+    ),
+    ProblemKind(
+        "payout_reference_taken",
+        409,
+        "not_applied",
+        "The reference belongs to a batch with other content.",
+        "Look at the batch in `batch_id`; choose another reference for another batch.",
+    ),
+    ProblemKind(
+        "payout_source_unusable",
+        409,
+        "not_applied",
+        "The batch cannot be paid from this wallet.",
+        "`detail` says why; name an open wallet in the currency of the batch.",
+    ),
+    ProblemKind(
+        "payout_batch_unknown",
+        404,
+        "not_applied",
+        "No such payout batch is known.",
+        "Name it by its id or by your reference; list the batches with GET /v1/payout-batches.",
+    ),
+)
+
 _WALLET_REFUSED = (
     ProblemKind(
         "wallet_unknown",
@@ -340,6 +392,7 @@ GROUPS = (
     ("Refused before anything was recorded", _BEFORE_ADMISSION),
     ("Money that did not move, recorded under the key", _MONEY_REJECTED),
     ("Wallets that did not change", _WALLET_REFUSED),
+    ("Payout batches", _PAYOUT_REFUSED),
     ("Broken or busy machinery", _MACHINERY),
 )
 

@@ -4,6 +4,7 @@ What leaves the gateway: status, headers, body.
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import msgspec
@@ -33,6 +34,21 @@ class Reply:
         self.status = status
         self.body = body
         self.headers = headers
+
+
+class StreamedReply(Reply):
+    """
+    A reply whose body is sent part by part, while it is made. An exception in between ends the
+    connection, so that nobody takes half a body for a whole one.
+    """
+
+    __slots__ = ("parts",)
+
+    def __init__(
+        self, status: int, parts: AsyncIterator[bytes], headers: tuple[Header, ...]
+    ) -> None:
+        super().__init__(status, b"", headers)
+        self.parts = parts
 
 
 def json_reply(status: int, value: Any, *headers: Header) -> Reply:

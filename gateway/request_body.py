@@ -1,10 +1,9 @@
 """
-Reading a request's body, with bounds on its bytes and its time.
+Reading a request's body, with bounds on its bytes. The server bounds its time.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
@@ -25,10 +24,9 @@ class BodyReader:
     Reads bodies of at most *bytes_max*; those that arrive in parts hold *held_bytes_max* in all.
     """
 
-    def __init__(self, *, bytes_max: int, held_bytes_max: int, timeout_ms: int) -> None:
+    def __init__(self, *, bytes_max: int, held_bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self._held_bytes_max = held_bytes_max
-        self._timeout_s = timeout_ms / 1000
         self._held_bytes = 0
 
     async def read(self, headers: Mapping[bytes, bytes], receive: Receive) -> bytes:
@@ -37,13 +35,9 @@ class BodyReader:
         """
         if int(headers.get(b"content-length", b"0")) > self._bytes_max:
             raise self._too_large()
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                message = await receive()
-                if message.get("more_body"):
-                    return await self._read_parts(message, receive)
-        except TimeoutError:
-            raise Refusal("body_too_slow") from None
+        message = await receive()
+        if message.get("more_body"):
+            return await self._read_parts(message, receive)
         body = _part(message)
         if len(body) > self._bytes_max:
             raise self._too_large()

@@ -63,6 +63,11 @@ def malformed(error: Exception) -> Refusal:
     return Refusal("malformed_json", f"{error}. Send one UTF-8 JSON document.")
 
 
+def repeated_key(pointer: str) -> Refusal:
+    error = FieldError("duplicate_key", "This key appears twice in its object.", pointer)
+    return Refusal("malformed_json", "A key appears twice.", errors=[error])
+
+
 def field_error(message: str) -> FieldError:
     """
     Translate msgspec's words about one field into a code, a pointer and a detail.
@@ -108,8 +113,7 @@ def refuse_duplicate_keys(body: bytes, value: object) -> None:
     tree = json.loads(body, object_pairs_hook=_Members, parse_int=str, parse_float=str)
     pointer = _duplicate(tree, "")
     if pointer is not None:
-        error = FieldError("duplicate_key", "This key appears twice in its object.", pointer)
-        raise Refusal("malformed_json", "A key appears twice.", errors=[error])
+        raise repeated_key(pointer)
 
 
 class _Members(list[tuple[str, Any]]):

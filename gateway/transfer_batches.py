@@ -13,6 +13,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import msgspec
 
@@ -21,10 +22,17 @@ from gateway.identifiers import timestamp_text, uuid_text
 from gateway.problems import FieldError, Refusal
 from gateway.reply import JSON, NDJSON, Reply
 from gateway.shard_client import SHARD_ID, OutcomeUnknown, ShardOverloaded, ShardUnavailable
-from gateway.strict_json import Strict, StrictDecoder, has_plain_keys, malformed
+from gateway.strict_json import (
+    Strict,
+    StrictDecoder,
+    field_error,
+    has_plain_keys,
+    malformed,
+    repeated_key,
+)
 from gateway.transfers import is_replay, move_command, reuse_error
 from gateway.wire import BatchRequest, BatchResult, BatchTransfer
-from processor.core.commands import MoveMoney, TransferType
+from processor.core.commands import MoveMoney
 from processor.core.reject_reason import RejectReason
 from processor.flow.frames import KeyReused, Posted, Rejected, Result
 
@@ -34,16 +42,19 @@ ITEMS_A_TURN = 1_000
 _ONE_KEY = re.compile(rb'\s*\{\s*"[^"]*"\s*:\s*')
 
 
-class _Document(Strict, frozen=True):
+class _Whole(Strict, frozen=True):
     transfers: msgspec.Raw
+
+
+class _Items(Strict, frozen=True):
+    transfers: list[msgspec.Raw]
 
 
 _encoder = msgspec.json.Encoder()
 _plain_document = msgspec.json.Decoder(BatchRequest).decode
 _plain_lines = msgspec.json.Decoder(BatchTransfer).decode_lines
-_document = msgspec.json.Decoder(_Document).decode
-_raw_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_strict_document = StrictDecoder(BatchRequest).decode
+_raw_whole = msgspec.json.Decoder(_Whole).decode
+_raw_items = msgspec.json.Decoder(_Items).decode
 _strict_item = StrictDecoder(BatchTransfer).decode
 
 Item = BatchTransfer | Refusal
@@ -52,22 +63,22 @@ Outcome = Result | Exception
 
 async def create_transfer_batch(call: Call) -> Reply:
     is_ndjson = call.media_type == "application/x-ndjson"
-    items = await _read(call.body, is_ndjson=is_ndjson)
+    items = await read_items(call.body, is_ndjson=is_ndjson)
     count_max = call.gateway.settings.gateway.batch_transfers_max
     if not 1 <= len(items) <= count_max:
         detail = f"A batch has 1 to {count_max} transfers; this one has {len(items)}."
         error = FieldError("out_of_range", detail, "" if is_ndjson else "/transfers")
         raise Refusal("validation_failed", errors=[error])
-    commands = await _commands(call, items)
-    outcomes = await _submit(call, [command for command in commands if command is not None])
-    results = _results(items, commands, iter(outcomes), "" if is_ndjson else "/transfers/{index}")
-    return await _write(results, is_ndjson=is_ndjson)
+    plans = await _plan(call, items)
+    outcomes = await _submit(call, [plan for plan in plans if isinstance(plan, MoveMoney)])
+    place = "" if is_ndjson else "/transfers/{index}"
+    return await _write(_results(items, plans, outcomes, place), is_ndjson=is_ndjson)
 
 
 # --- Reading ------------------------------------------------------------------------------
 
 
-async def _read(body: bytes, *, is_ndjson: bool) -> list[Item]:
+async def read_items(body: bytes, *, is_ndjson: bool) -> list[Item]:
     """
     Decode everything at once; only if something is amiss, item by item.
     """
@@ -91,17 +102,15 @@ def _lines(body: bytes) -> list[bytes]:
 
 def _array(body: bytes) -> Sequence[bytes]:
     try:
-        array = _document(body).transfers
-        items = _raw_items(array)
-    except msgspec.ValidationError:
-        # It has another shape: the decoder of the whole says which field is wrong.
-        return _strict_document(body) and []
+        items = _raw_items(body).transfers
+        array = _raw_whole(body).transfers
+    except msgspec.ValidationError as error:
+        raise Refusal("validation_failed", errors=[field_error(str(error))]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(error) from None
     before = body.rstrip()[:-1].rstrip()[: -len(bytes(array))]
     if not _ONE_KEY.fullmatch(before):
-        error = FieldError("duplicate_key", "This key appears twice.", "/transfers")
-        raise Refusal("malformed_json", "A key appears twice.", errors=[error])
+        raise repeated_key("/transfers")
     return items
 
 
@@ -112,32 +121,23 @@ def _read_item(raw: bytes) -> Item:
         return refusal
 
 
-async def _commands(call: Call, items: list[Item]) -> list[MoveMoney | None]:
+async def _plan(call: Call, items: Sequence[Item]) -> list[MoveMoney | Refusal]:
     """
-    Make a command of each sound item; of the others, refusals in their place in *items*.
+    Make the command of each sound item, and a refusal of each other one.
     """
     check = call.gateway.validation.batch_transfer
     merchant_id = call.caller.merchant_id
-    commands: list[MoveMoney | None] = []
+    plans: list[MoveMoney | Refusal] = []
     for index, item in enumerate(items):
-        command = None
-        if isinstance(item, BatchTransfer):
-            errors = check(item)
-            if errors:
-                items[index] = Refusal("validation_failed", errors=errors)
-            else:
-                command = move_command(
-                    item,
-                    TransferType.TRANSFER,
-                    item.source,
-                    item.destination,
-                    merchant_id,
-                    item.idempotency_key,
-                )
-        commands.append(command)
         if index % ITEMS_A_TURN == 0:
             await asyncio.sleep(0)
-    return commands
+        if isinstance(item, Refusal):
+            plans.append(item)
+        elif errors := check(item):
+            plans.append(Refusal("validation_failed", errors=errors))
+        else:
+            plans.append(move_command(item, merchant_id, item.idempotency_key))
+    return plans
 
 
 async def _submit(call: Call, commands: Sequence[MoveMoney]) -> Sequence[Outcome]:
@@ -159,69 +159,70 @@ async def _submit(call: Call, commands: Sequence[MoveMoney]) -> Sequence[Outcome
 
 def _results(
     items: Sequence[Item],
-    commands: Sequence[MoveMoney | None],
-    outcomes: Iterator[Outcome],
+    plans: Sequence[MoveMoney | Refusal],
+    outcomes: Sequence[Outcome],
     place: str,
 ) -> Iterator[BatchResult]:
     """
     Yield the result of each item; *place* is where an item's fields are in the document.
     """
-    for index, (item, command) in enumerate(zip(items, commands, strict=True)):
-        if isinstance(item, Refusal):
-            yield _failed(index, None, item, place.format(index=index))
+    answers = iter(outcomes)
+    at_us, created_at = -1, ""  # Mostly the same for all: they were decided together.
+    for index, (item, plan) in enumerate(zip(items, plans, strict=True)):
+        key = None if isinstance(item, Refusal) else item.idempotency_key
+        if isinstance(plan, Refusal):
+            yield _failed(index, key, plan, place.format(index=index))
             continue
-        assert command is not None, "a sound item has a command"
-        outcome = next(outcomes)
-        if type(outcome) is Posted:
+        answer = next(answers)
+        if type(answer) is Posted:
+            if answer.at_us != at_us:
+                at_us, created_at = answer.at_us, timestamp_text(answer.at_us)
             yield BatchResult(
                 index,
                 "posted",
-                item.idempotency_key,
-                uuid_text(outcome.transfer_id),
-                outcome.balance,
-                outcome.version,
+                key,
+                uuid_text(answer.transfer_id),
+                answer.balance,
+                answer.version,
                 SHARD_ID,
-                outcome.sequence,
-                timestamp_text(outcome.at_us),
-                is_replay(command, outcome),
+                answer.sequence,
+                created_at,
+                answer.repeated and is_replay(plan, answer),
             )
-        elif type(outcome) is Rejected:
-            yield _rejected(index, item, command, outcome)
+        elif type(answer) is Rejected:
+            yield _rejected(index, key, plan, answer)
         else:
-            refusal = _refusal(outcome)
-            yield _failed(index, item.idempotency_key, refusal, place.format(index=index))
+            yield _failed(index, key, _refusal(answer), place.format(index=index))
 
 
-def _rejected(
-    index: int, item: BatchTransfer, command: MoveMoney, outcome: Rejected
-) -> BatchResult:
-    refusal = Refusal(RejectReason(outcome.reason).code)
+def _rejected(index: int, key: str | None, command: MoveMoney, answer: Rejected) -> BatchResult:
+    refusal = Refusal(RejectReason(answer.reason).code)
     return BatchResult(
         index,
         "rejected",
-        item.idempotency_key,
-        uuid_text(outcome.transfer_id),
+        key,
+        uuid_text(answer.transfer_id),
         shard=SHARD_ID,
-        sequence=outcome.sequence,
-        created_at=timestamp_text(outcome.at_us),
-        replayed=is_replay(command, outcome),
+        sequence=answer.sequence,
+        created_at=timestamp_text(answer.at_us),
+        replayed=is_replay(command, answer),
         code=refusal.kind.code,
         detail=refusal.detail,
         outcome=refusal.kind.outcome,
     )
 
 
-def _refusal(outcome: Outcome) -> Refusal:
-    match outcome:
+def _refusal(answer: Outcome) -> Refusal:
+    match answer:
         case KeyReused():
-            return Refusal("idempotency_key_reused", errors=[reuse_error(outcome)])
+            return Refusal("idempotency_key_reused", errors=[reuse_error(answer)])
         case ShardOverloaded():
             return Refusal("overloaded")
         case ShardUnavailable():
             return Refusal("unavailable")
         case OutcomeUnknown():
             return Refusal("outcome_unknown")
-    raise AssertionError(f"no answer to money: {outcome!r}")
+    raise AssertionError(f"no answer to money: {answer!r}")
 
 
 def _failed(index: int, key: str | None, refusal: Refusal, place: str) -> BatchResult:
@@ -244,7 +245,7 @@ def _failed(index: int, key: str | None, refusal: Refusal, place: str) -> BatchR
 async def _write(results: Iterator[BatchResult], *, is_ndjson: bool) -> Reply:
     parts: list[bytes] = []
     counts: Counter[str] = Counter(posted=0, rejected=0, failed=0, unknown=0)
-    while turn := [result for _, result in zip(range(ITEMS_A_TURN), results, strict=False)]:
+    while turn := list(islice(results, ITEMS_A_TURN)):
         counts.update(result.status for result in turn)
         parts.append(_encoder.encode_lines(turn) if is_ndjson else _encoder.encode(turn)[1:-1])
         await asyncio.sleep(0)

@@ -15,7 +15,7 @@ from gateway.problems import FieldError, Refusal
 from gateway.reply import REPLAYED, Header, Reply, json_reply
 from gateway.shard_client import SHARD_ID
 from gateway.validation import Movement, canonical_metadata
-from gateway.wire import DepositRequest, Transfer, TransferRequest, WithdrawalRequest
+from gateway.wire import DepositRequest, Transfer, WithdrawalRequest
 from processor.core.commands import MoveMoney, TransferType
 from processor.core.reject_reason import RejectReason
 from processor.flow.frames import KeyReused, Posted, Rejected
@@ -25,22 +25,28 @@ _TYPE_TEXTS = {
     transfer_type.value: cast("Literal['transfer', 'deposit', 'withdrawal']", transfer_type.code)
     for transfer_type in TransferType
 }
+# A plain name: an enum's member costs a look-up on every transfer.
+_TRANSFER = TransferType.TRANSFER
 _NO_METADATA = msgspec.Raw(b"{}")
 
 
-async def create_transfer(call: Call) -> Reply:
-    body: TransferRequest = call.body
-    return await _move(call, TransferType.TRANSFER, body.source, body.destination)
-
-
-async def create_deposit(call: Call) -> Reply:
-    body: DepositRequest = call.body
-    return await _move(call, TransferType.DEPOSIT, "", body.destination)
-
-
-async def create_withdrawal(call: Call) -> Reply:
-    body: WithdrawalRequest = call.body
-    return await _move(call, TransferType.WITHDRAWAL, body.source, "")
+async def move_money(call: Call) -> Reply:
+    """
+    Do the transfer, deposit or withdrawal that the body asks for, once.
+    """
+    gateway = call.gateway
+    errors = gateway.validation.movement(call.body)
+    if errors:
+        raise Refusal("validation_failed", errors=errors)
+    command = move_command(call.body, call.caller.merchant_id, call.idempotency_key)
+    result = await gateway.shards.submit(command, timeout_ms=gateway.timeout_ms)
+    if isinstance(result, Posted):
+        headers = (REPLAYED,) if is_replay(command, result) else ()
+        return json_reply(201, moved_transfer(command, result), *headers)
+    if isinstance(result, Rejected):
+        raise rejection(command, result)
+    assert isinstance(result, KeyReused), "a shard answers money with one of three"
+    raise Refusal("idempotency_key_reused", errors=[reuse_error(result)])
 
 
 async def get_transfer(call: Call) -> Reply:
@@ -52,38 +58,19 @@ async def get_transfer(call: Call) -> Reply:
     return json_reply(200, transfer)
 
 
-async def _move(call: Call, kind: TransferType, source: str, destination: str) -> Reply:
-    gateway = call.gateway
-    errors = gateway.validation.movement(call.body)
-    if errors:
-        raise Refusal("validation_failed", errors=errors)
-    command = move_command(
-        call.body, kind, source, destination, call.caller.merchant_id, call.idempotency_key
-    )
-    result = await gateway.shards.submit(command, timeout_ms=gateway.timeout_ms)
-    if type(result) is Posted:
-        headers = (REPLAYED,) if is_replay(command, result) else ()
-        return json_reply(201, moved_transfer(command, result), *headers)
-    if type(result) is Rejected:
-        raise rejection(command, result)
-    assert isinstance(result, KeyReused), "a shard answers money with one of three"
-    raise Refusal("idempotency_key_reused", errors=[reuse_error(result)])
-
-
-def move_command(
-    request: Movement,
-    kind: TransferType,
-    source: str,
-    destination: str,
-    merchant_id: str,
-    idempotency_key: str,
-) -> MoveMoney:
+def move_command(request: Movement, merchant_id: str, idempotency_key: str) -> MoveMoney:
     """
     Make the command of a request that has passed validation.
 
-    *source* is empty for a deposit, *destination* for a withdrawal; the other one of the two,
-    or of both the source, is the wallet that the key belongs to.
+    The key belongs to the caller's own wallet: the source, or for a deposit the destination.
     """
+    kind, source, destination = _TRANSFER, "", ""
+    if isinstance(request, DepositRequest):
+        kind, destination = TransferType.DEPOSIT, request.destination
+    elif isinstance(request, WithdrawalRequest):
+        kind, source = TransferType.WITHDRAWAL, request.source
+    else:
+        source, destination = request.source, request.destination
     return MoveMoney(
         kind,
         new_transfer_id(),
@@ -131,20 +118,24 @@ def moved_transfer(command: MoveMoney, result: Posted | Rejected) -> Transfer:
     """
     Show what a command did, from its caller's side.
     """
-    posted = result if isinstance(result, Posted) else None
+    reason, balance, version = None, None, None
+    if isinstance(result, Posted):
+        balance, version = result.balance, result.version
+    else:
+        reason = RejectReason(result.reason).code
     return Transfer(
         uuid_text(result.transfer_id),
         _TYPE_TEXTS[command.transfer_type],
-        "posted" if posted else "rejected",
-        None if isinstance(result, Posted) else RejectReason(result.reason).code,
+        "rejected" if reason else "posted",
+        reason,
         command.source or None,
         command.destination or None,
         command.amount,
         command.currency,
         command.reference,
         metadata_object(command.metadata),
-        posted and posted.balance,
-        posted and posted.version,
+        balance,
+        version,
         SHARD_ID,
         result.sequence,
         timestamp_text(result.at_us),
@@ -156,17 +147,17 @@ def visible_transfer(found: TransferFound, merchant_id: str) -> Transfer | None:
     Show *found* as *merchant_id* may see it, with the balance of its own side only; None for
     everybody else, and for everybody but the one who asked for it when it was rejected.
     """
-    posted = found.reason is None
+    reason = None if found.reason is None else RejectReason(found.reason).code
     own = _own_side(found, merchant_id)
-    if own is None or not (posted or found.merchant_id == merchant_id):
+    if own is None or (reason and found.merchant_id != merchant_id):
         return None
     return Transfer(
         uuid_text(found.transfer_id),
         _TYPE_TEXTS[found.transfer_type],
-        "posted" if posted else "rejected",
-        None if found.reason is None else RejectReason(found.reason).code,
-        found.source and found.source.wallet_id,
-        found.destination and found.destination.wallet_id,
+        "rejected" if reason else "posted",
+        reason,
+        found.source.wallet_id if found.source else None,
+        found.destination.wallet_id if found.destination else None,
         found.amount,
         found.currency,
         found.reference,

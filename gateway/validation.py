@@ -71,9 +71,9 @@ class Validation:
         Check a transfer, deposit or withdrawal.
         """
         errors: list[FieldError] = []
-        if type(request) is not DepositRequest and not is_wallet_id(request.source):
+        if not isinstance(request, DepositRequest) and not is_wallet_id(request.source):
             errors.append(_wallet_id_error("/source"))
-        if type(request) is not WithdrawalRequest and not is_wallet_id(request.destination):
+        if not isinstance(request, WithdrawalRequest) and not is_wallet_id(request.destination):
             errors.append(_wallet_id_error("/destination"))
         if not 0 < request.amount <= AMOUNT_MAX:
             detail = f"An amount is between 1 and {AMOUNT_MAX} minor units."
@@ -139,9 +139,7 @@ class Validation:
 
 
 def _wallet_id_error(pointer: str) -> FieldError:
-    detail = (
-        "A wallet id is 1 to 64 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit."
-    )
+    detail = "A wallet id is 1 to 64 of A-Z a-z 0-9 . _ : @ - and begins with a letter or a digit."
     return FieldError("bad_format", detail, pointer)
 
 

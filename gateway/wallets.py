@@ -12,7 +12,12 @@ from gateway.endpoint import Call
 from gateway.identifiers import new_wallet_id
 from gateway.problems import FieldError, Refusal
 from gateway.reply import Header, Reply, json_reply
-from gateway.shard_client import SHARD_ID
+from gateway.shard_client import (
+    SHARD_ID,
+    OutcomeUnknown,
+    ShardOverloaded,
+    ShardUnavailable,
+)
 from gateway.validation import is_wallet_id
 from gateway.wire import (
     ChangeWalletRequest,
@@ -118,8 +123,15 @@ async def wallet_command(call: Call, command: Command) -> WalletFound:
 async def _set_status(
     call: Call, command: SetWalletStatus, *, before: WalletFound | None
 ) -> WalletFound:
+    """
+    Set the status; *before* is the wallet with the minimum that the same request has set.
+    """
     try:
         return await wallet_command(call, command)
+    except (ShardOverloaded, ShardUnavailable) as error:
+        if before is None:
+            raise
+        raise OutcomeUnknown("the minimum is set, the status is not") from error
     except Refusal as refusal:
         if before is None:
             raise

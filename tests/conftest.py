@@ -15,6 +15,7 @@ import pytest
 
 from processor.storage.embedded_postgres import EmbeddedPostgres
 from tests.support.databases import Databases
+from tests.support.ledger import Ledger, running_ledger
 
 MARKERS = {
     "integration": "needs a real Postgres (started here)",
@@ -82,3 +83,12 @@ def empty_database(databases: Databases) -> Iterator[str]:
     """
     with databases.empty() as dsn:
         yield dsn
+
+
+@pytest.fixture(scope="session")
+def ledger() -> Iterator[Ledger]:
+    """
+    Give one whole ledger with Ray for the session: `url`, `key`, `dsn`, and `run` for commands.
+    """
+    with running_ledger() as running:
+        yield running

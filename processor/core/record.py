@@ -66,15 +66,18 @@ def check_link(record: Record, *, after_sequence: int, after_chain: bytes) -> No
     where = f"shard {record.shard_id}, sequence {record.sequence}"
     if record.sequence != after_sequence + 1:
         raise BrokenChain(f"{where}: sequence {after_sequence + 1} was expected")
-    expected = seal(
-        shard_id=record.shard_id,
-        sequence=record.sequence,
-        epoch=record.epoch,
-        at_us=record.at_us,
-        count=record.count,
-        decision_format=record.format,
-        payload=record.payload,
-        previous_chain=after_chain,
-    )
+    try:
+        expected = seal(
+            shard_id=record.shard_id,
+            sequence=record.sequence,
+            epoch=record.epoch,
+            at_us=record.at_us,
+            count=record.count,
+            decision_format=record.format,
+            payload=record.payload,
+            previous_chain=after_chain,
+        )
+    except struct.error as error:
+        raise BrokenChain(f"{where}: a header that nobody sealed: {error}") from error
     if expected.chain != record.chain:
         raise BrokenChain(f"{where}: the hash chain is broken")

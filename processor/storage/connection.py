@@ -29,6 +29,82 @@ Connection: TypeAlias = (
 )
 
 
+def _is_on(value: str) -> bool:
+    return value == "on"
+
+
+# Setting, whether its value is safe, and what to do when it is not.
+Rule = tuple[str, Callable[[Any], bool], str]
+
+_LOCAL_RULES: list[Rule] = [
+    (
+        "server_version_num",
+        lambda value: value >= SERVER_VERSION_MIN,
+        f"Postgres {SERVER_VERSION_MIN // 10_000} or newer is needed; upgrade the server.",
+    ),
+    (
+        "in_recovery",
+        lambda value: not value,
+        (
+            "this server is a standby; point the DSN at the primary "
+            "(target_session_attrs=read-write with several hosts)."
+        ),
+    ),
+    (
+        "transaction_read_only",
+        lambda value: value == "off",
+        (
+            "transactions would not write; remove default_transaction_read_only from the "
+            "server, the database and the role."
+        ),
+    ),
+    (
+        "fsync",
+        _is_on,
+        (
+            "a crash would lose or corrupt what was acknowledged; set fsync = on in "
+            "postgresql.conf and reload."
+        ),
+    ),
+    (
+        "full_page_writes",
+        _is_on,
+        (
+            "a crash could leave torn pages; set full_page_writes = on in postgresql.conf "
+            "and reload."
+        ),
+    ),
+    (
+        "data_checksums",
+        _is_on,
+        (
+            "a page gone bad on disk would be served as it is; stop the server and run "
+            "`pg_checksums --enable`."
+        ),
+    ),
+    (
+        "synchronous_commit",
+        lambda value: value in ("on", "remote_apply"),
+        (
+            "an acknowledged commit could be lost; connect with a durability level, which "
+            "sets it to on, and not through a pooler that resets it."
+        ),
+    ),
+]
+
+_QUORUM_RULES: list[Rule] = [
+    *_LOCAL_RULES,
+    (
+        "synchronous_standby_names",
+        lambda value: value.strip() != "",
+        (
+            "durability is quorum and no standby is waited for; set for example "
+            "synchronous_standby_names = 'ANY 1 (a, b)' and reload, or choose local."
+        ),
+    ),
+]
+
+
 class UnsafeDatabase(Exception):
     """
     The server would not keep what is promised; the message names the setting and the remedy.
@@ -77,7 +153,8 @@ async def create_pool(
     """
 
     async def prepare(conn: Connection) -> None:
-        await _prepare(conn, durability)
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await _prepare(conn, durability)
 
     options = _options(dsn, application_name, durability, server_settings)
     return await asyncpg.create_pool(**options, init=prepare, min_size=1, max_size=size_max)
@@ -129,86 +206,11 @@ async def check_settings(conn: Connection, *, durability: Durability) -> None:
         """
     )
     assert row is not None, "a SELECT without FROM gives one row"
-    for setting, is_safe, remedy in _rules(durability):
+    rules = _QUORUM_RULES if durability == "quorum" else _LOCAL_RULES
+    for setting, is_safe, remedy in rules:
         value = row[setting]
         if not is_safe(value):
             raise UnsafeDatabase(f"{setting} is {value!r}: {remedy}")
-
-
-Rule = tuple[str, Callable[[Any], bool], str]
-
-
-def _rules(durability: Durability) -> list[Rule]:
-    def is_on(value: str) -> bool:
-        return value == "on"
-
-    rules: list[Rule] = [
-        (
-            "server_version_num",
-            lambda value: value >= SERVER_VERSION_MIN,
-            f"Postgres {SERVER_VERSION_MIN // 10_000} or newer is needed; upgrade the server.",
-        ),
-        (
-            "in_recovery",
-            lambda value: not value,
-            (
-                "this server is a standby; point the DSN at the primary "
-                "(target_session_attrs=read-write with several hosts)."
-            ),
-        ),
-        (
-            "transaction_read_only",
-            lambda value: value == "off",
-            (
-                "transactions would not write; remove default_transaction_read_only from the "
-                "server, the database and the role."
-            ),
-        ),
-        (
-            "fsync",
-            is_on,
-            (
-                "a crash would lose or corrupt what was acknowledged; set fsync = on in "
-                "postgresql.conf and restart."
-            ),
-        ),
-        (
-            "full_page_writes",
-            is_on,
-            (
-                "a crash could leave torn pages; set full_page_writes = on in postgresql.conf "
-                "and reload."
-            ),
-        ),
-        (
-            "data_checksums",
-            is_on,
-            (
-                "a page gone bad on disk would be served as it is; stop the server and run "
-                "`pg_checksums --enable`."
-            ),
-        ),
-        (
-            "synchronous_commit",
-            lambda value: value in ("on", "remote_apply"),
-            (
-                "an acknowledged commit could be lost; connect with a durability level, which "
-                "sets it to on, and not through a pooler that resets it."
-            ),
-        ),
-    ]
-    if durability == "quorum":
-        rules.append(
-            (
-                "synchronous_standby_names",
-                lambda value: value.strip() != "",
-                (
-                    "durability is quorum and no standby is waited for; set for example "
-                    "synchronous_standby_names = 'ANY 1 (a, b)' and reload, or choose local."
-                ),
-            )
-        )
-    return rules
 
 
 async def _prepare(conn: Connection, durability: Durability | None) -> None:

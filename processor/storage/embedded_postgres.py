@@ -226,7 +226,7 @@ class EmbeddedPostgres:
             data = opened.enter_context(_closing(_open_dir(self.data_dir)))
             self._socket_dir.mkdir(mode=0o700, exist_ok=True)
             socket = opened.enter_context(_closing(_open_dir(self._socket_dir)))
-            _claim_socket_dir(socket, account)
+            _claim_socket_dir(self._socket_dir, socket, account)
             try:
                 self._launch_postmaster(launch, data, socket)
                 self._wait_until_ready(deadline)
@@ -706,12 +706,12 @@ def _socket_dir_for(data_dir: Path) -> Path:
     return Path("/tmp") / name  # noqa: S108 - 0700 and ours, or refused
 
 
-def _claim_socket_dir(directory: int, account: _Account) -> None:
+def _claim_socket_dir(path: Path, directory: int, account: _Account) -> None:
     """
     Make the socket's open directory private to the account, and empty of old sockets and locks.
     """
     if os.fstat(directory).st_uid not in _owners(account):
-        raise EmbeddedPostgresError("the socket's directory is another user's: have it removed")
+        raise EmbeddedPostgresError(f"{path} belongs to another user: have it removed")
     os.fchmod(directory, 0o700)
     _give(directory, account)
     # A stale lock beside the socket may name a process that now is someone else.

@@ -11,9 +11,7 @@ Every method raises StoreUnavailable when Postgres did not answer in time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import asyncpg
 import msgspec
@@ -24,12 +22,11 @@ from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import create_pool
 from processor.storage.shard_store import PROJECTION, STORE_ERRORS
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _ALL_VERSIONS = 2**63 - 1
 
 _TRANSFER = """
-    SELECT transfers.*, source.merchant_id AS source_merchant_id,
+    SELECT transfers.*, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
+           source.merchant_id AS source_merchant_id,
            destination.merchant_id AS destination_merchant_id
       FROM transfers
       LEFT JOIN wallets AS source ON source.wallet_id = transfers.source
@@ -50,7 +47,8 @@ _TAIL = """
 _OWNERS = "SELECT wallet_id, merchant_id FROM wallets WHERE wallet_id = ANY($1)"
 
 _ENTRY_COLUMNS = """
-    transfer_id, type, amount, currency, reference, metadata, shard_id, sequence, at
+    transfer_id, type, amount, currency, reference, metadata, shard_id, sequence,
+    (extract(epoch FROM at) * 1000000)::bigint AS at_us
 """
 
 _ENTRIES = """
@@ -201,7 +199,7 @@ class History:
         )
         return cls(pool, timeout_ms)
 
-    async def close(self) -> None:
+    def close(self) -> None:
         self._pool.terminate()
 
     async def wallet(self, wallet_id: str) -> WalletRow | None:
@@ -250,7 +248,7 @@ class History:
         """
         Read how far the tables of each shard have come.
         """
-        return dict(await self._fetch(_WATERMARKS, PROJECTION))
+        return {row[0]: row[1] for row in await self._fetch(_WATERMARKS, PROJECTION)}
 
     async def shards(self) -> list[ShardProgress]:
         """
@@ -270,8 +268,8 @@ class History:
                     and decision.transfer_id == transfer_id
                 ):
                     wallet_ids = [decision.source, decision.destination]
-                    owners = dict(await self._fetch(_OWNERS, wallet_ids))
-                    return _not_projected(decision, row, owners)
+                    owners = await self._fetch(_OWNERS, wallet_ids)
+                    return _not_projected(decision, row, {row[0]: row[1] for row in owners})
         return None
 
     async def _fetch(self, sql: str, *arguments: object) -> Sequence[asyncpg.Record]:
@@ -283,20 +281,11 @@ class History:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
-def _microseconds(at: datetime) -> int:
-    return (at - _EPOCH) // _MICROSECOND
-
-
 def _entry(row: asyncpg.Record) -> EntryRow:
-    version, is_debit, balance, counterparty, *facts, at = row
-    return EntryRow(
-        version,
-        is_debit,
-        balance,
-        None if is_system_wallet(counterparty) else counterparty,
-        *facts,
-        at_us=_microseconds(at),
-    )
+    entry = EntryRow(*row)
+    if entry.counterparty is not None and is_system_wallet(entry.counterparty):
+        return msgspec.structs.replace(entry, counterparty=None)
+    return entry
 
 
 def _side(
@@ -328,31 +317,32 @@ def _projected(row: asyncpg.Record) -> TransferFound:
         row["metadata"],
         row["shard_id"],
         row["sequence"],
-        _microseconds(row["at"]),
+        row["at_us"],
     )
 
 
 def _not_projected(
-    decision: TransferPosted | TransferRejected, row: Any, owners: dict[str, str]
+    decision: TransferPosted | TransferRejected, row: asyncpg.Record, owners: Mapping[str, str]
 ) -> TransferFound:
-    posted = decision if isinstance(decision, TransferPosted) else None
+    source = (decision.source, owners.get(decision.source))
+    destination = (decision.destination, owners.get(decision.destination))
+    if isinstance(decision, TransferPosted):
+        reason = None
+        source_side = _side(*source, decision.source_balance, decision.source_version)
+        destination_side = _side(
+            *destination, decision.destination_balance, decision.destination_version
+        )
+    else:
+        reason = decision.reason
+        source_side = _side(*source, None, None)
+        destination_side = _side(*destination, None, None)
     return TransferFound(
         decision.transfer_id,
         decision.transfer_type,
-        decision.reason if isinstance(decision, TransferRejected) else None,
+        reason,
         decision.merchant_id,
-        _side(
-            decision.source,
-            owners.get(decision.source),
-            posted and posted.source_balance,
-            posted and posted.source_version,
-        ),
-        _side(
-            decision.destination,
-            owners.get(decision.destination),
-            posted and posted.destination_balance,
-            posted and posted.destination_version,
-        ),
+        source_side,
+        destination_side,
         decision.currency,
         decision.amount,
         decision.reference,

@@ -36,9 +36,7 @@ class KeyStore:
         """
         Open the pool; raises what `connect` raises.
         """
-        pool = await create_pool(
-            dsn, application_name="miliano/api-keys", size_max=CONNECTIONS_MAX
-        )
+        pool = await create_pool(dsn, application_name="miliano/api-keys", size_max=CONNECTIONS_MAX)
         return cls(pool, timeout_ms)
 
     def close(self) -> None:

@@ -96,6 +96,7 @@ class MemoryShardStore:
         if not self._connected or not database.available:
             self._connected = False
             raise AppendInDoubt("no connection")
+        assert record.epoch == self.epoch, "a record of another epoch"
         self._check_owner()
         failure, database.fail_next_append = database.fail_next_append, None
         if failure == "crash":
@@ -156,6 +157,7 @@ class MemoryShardStore:
     async def halt(self, reason: str) -> None:
         self._reach()
         self._database.halted_for = reason
+        self._database.endpoint = None
 
     async def prepare_journal(self, sequence: int) -> None:
         """
@@ -176,11 +178,14 @@ class MemoryShardStore:
 
 class MemoryRecoveryView:
     """
-    The tables and the journal behind them.
+    The tables and the journal behind them, as they were when the view was opened.
     """
 
     def __init__(self, database: MemoryDatabase) -> None:
-        self._database = database
+        self._tail = database.journal[database.watermark :]
+        self._tables = ShardState(database.shard_id)
+        for wallet in _copies(database.tables, database.tables.wallets):
+            self._tables.load(wallet)
         self.watermark = database.watermark
         self.watermark_chain = GENESIS_CHAIN
         self.watermark_at_us = 0
@@ -192,11 +197,11 @@ class MemoryRecoveryView:
             self.watermark_epoch = last.epoch
 
     async def records(self) -> AsyncIterator[Record]:
-        for record in self._database.journal[self.watermark :]:
+        for record in self._tail:
             yield record
 
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
-        return _copies(self._database.tables, wallet_ids)
+        return _copies(self._tables, wallet_ids)
 
 
 def _copies(tables: ShardState, wallet_ids: Iterable[str]) -> list[Wallet]:

@@ -8,32 +8,35 @@ Rule 3: an item leaves `pending` once, with its outcome from the ledger. Recordi
         again changes nothing.
 Rule 4: a merchant's submissions happen one after the other, so that two at once see each other.
 
-Nothing here pays. An exception from a writing method means: written or not, do the same again;
-every one of them gives the same end when it is repeated.
+Nothing here pays. StoreUnavailable from a writing method means: written or not, do the same
+again; every one of them gives the same end when it is repeated.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from datetime import datetime
 from hashlib import blake2b
-from typing import Literal
+from typing import Literal, get_args
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from processor.flow.payout_file import (
-    CheckedRow,
     OnInvalid,
     RowCode,
-    RowError,
     decode_page,
 )
+from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import Connection, Durability, committed, connect, create_pool
+from processor.storage.shard_store import STORE_ERRORS
 
 UNFINISHED_MAX = 1_000
+CONNECTIONS_MAX = 6
+ACQUIRE_TIMEOUT_S = 10
 APPLICATION = "miliano/payouts"
 
 ItemState = Literal["pending", "paid", "failed"]
@@ -123,16 +126,28 @@ class NewBatch(msgspec.Struct, frozen=True, kw_only=True):
     pages: Sequence[bytes]
 
 
+class Duplicate(msgspec.Struct, frozen=True):
+    """
+    A row whose reference is pending or paid in an earlier batch of the merchant.
+    """
+
+    row_number: int
+    item_reference: str
+    amount: int
+    batch_id: bytes
+    batch_reference: str
+
+
 class Submitted(msgspec.Struct, frozen=True):
     """
     The batch is stored; `repeated` when it was before, with the same content.
 
-    `duplicates` are rows that were stored as failed, for an earlier batch has their reference.
+    `duplicates` were stored as failed.
     """
 
     batch: PayoutBatch
     repeated: bool
-    duplicates: list[RowError] = []
+    duplicates: list[Duplicate] = []
 
 
 class ReferenceTaken(msgspec.Struct, frozen=True):
@@ -148,10 +163,19 @@ class DuplicatesFound(msgspec.Struct, frozen=True):
     Items are pending or paid in earlier batches. Nothing was stored.
     """
 
-    errors: list[RowError]
+    duplicates: list[Duplicate]
 
 
 Submission = Submitted | ReferenceTaken | DuplicatesFound
+
+# Every statement here finds its rows by key. The tables grow by a million rows at once, and until
+# statistics follow, the planner would rather read all of them for each chunk.
+_BY_KEY = {
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
 
 _BATCH_COLUMNS = ", ".join(PayoutBatch.__struct_fields__)
 _ITEM_COLUMNS = ", ".join(PayoutItem.__struct_fields__)
@@ -196,10 +220,14 @@ _UNFINISHED = f"""
 """
 
 _ITEMS = f"""
-    SELECT {_ITEM_COLUMNS} FROM payout_items
-     WHERE batch_id = $1 AND row_number > $2 AND ($3::text IS NULL OR state = $3)
-     ORDER BY row_number LIMIT $4
+    SELECT {_ITEM_COLUMNS} FROM payout_items WHERE batch_id = $1 AND row_number > $2
+     ORDER BY row_number LIMIT $3
 """
+
+# The state stands in the text: an index of the failed ones is of no use to a parameter.
+_ITEMS_IN_STATE = {
+    state: _ITEMS.replace("ORDER", f"AND state = '{state}' ORDER") for state in get_args(ItemState)
+}
 
 _PENDING = """
     SELECT row_number, item_reference, destination, amount FROM payout_items
@@ -216,14 +244,16 @@ _DUPLICATES = """
 
 _LOCK_BATCH = "SELECT 1 FROM payout_batches WHERE batch_id = $1 FOR UPDATE"
 
+# The batch's id stands in each row of the outcomes, so that the key is looked up as a whole: a
+# constant would let the planner walk through the batch for every row.
 _RECORD_ITEMS = """
     WITH changed AS (
         UPDATE payout_items AS item
            SET state = outcome.state, code = outcome.code, transfer_id = outcome.transfer_id,
                sequence = outcome.sequence, attempts = attempts + 1
-          FROM unnest($2::integer[], $3::text[], $4::text[], $5::uuid[], $6::bigint[])
-               AS outcome (row_number, state, code, transfer_id, sequence)
-         WHERE item.batch_id = $1 AND item.row_number = outcome.row_number
+          FROM unnest($1::uuid[], $2::integer[], $3::text[], $4::text[], $5::uuid[], $6::bigint[])
+               AS outcome (batch_id, row_number, state, code, transfer_id, sequence)
+         WHERE item.batch_id = outcome.batch_id AND item.row_number = outcome.row_number
            AND item.state = 'pending'
         RETURNING item.state, item.amount
     )
@@ -262,26 +292,21 @@ class PayoutStore:
         self._pool = pool
 
     @classmethod
-    async def open(
-        cls, dsn: str, *, size_max: int = 4, durability: Durability | None = None
-    ) -> PayoutStore:
+    async def open(cls, dsn: str, *, durability: Durability | None = None) -> PayoutStore:
         """
         Connect; raises what `connect` raises.
         """
-        # The tables grow by a million rows in one statement: a plan that was kept from before
-        # would read all of them for every chunk.
-        settings = {"plan_cache_mode": "force_custom_plan"}
         pool = await create_pool(
             dsn,
             application_name=APPLICATION,
-            size_max=size_max,
+            size_max=CONNECTIONS_MAX,
             durability=durability,
-            server_settings=settings,
+            server_settings=_BY_KEY,
         )
         return cls(pool)
 
-    async def close(self) -> None:
-        await self._pool.close()
+    def close(self) -> None:
+        self._pool.terminate()
 
     async def submit(self, new: NewBatch) -> Submission:
         """
@@ -289,7 +314,7 @@ class PayoutStore:
 
         With `skip_rows`, items that an earlier batch has are stored as failed.
         """
-        async with self._pool.acquire() as conn, committed(conn):
+        async with self._connection() as conn, committed(conn):
             await conn.execute("SELECT pg_advisory_xact_lock($1)", _merchant_lock(new.merchant_id))
             row = await conn.fetchrow(_BY_REFERENCE, new.merchant_id, new.reference)
             if row is not None:
@@ -300,28 +325,30 @@ class PayoutStore:
             duplicates = await _find_duplicates(conn, new.merchant_id, new.pages)
             if duplicates and new.on_invalid == "reject_batch":
                 return DuplicatesFound(duplicates)
-            batch = await _insert(conn, new, {error.row_number for error in duplicates})
+            batch = await _insert(conn, new, {row.row_number for row in duplicates})
             return Submitted(batch, repeated=False, duplicates=duplicates)
 
-    async def find_duplicates(self, merchant_id: str, pages: Sequence[bytes]) -> list[RowError]:
+    async def find_duplicates(self, merchant_id: str, pages: Sequence[bytes]) -> list[Duplicate]:
         """
         List the rows whose reference is pending or paid in a batch of the merchant.
         """
-        async with self._pool.acquire() as conn:
+        async with self._connection() as conn:
             return await _find_duplicates(conn, merchant_id, pages)
+
+    async def by_reference(self, merchant_id: str, reference: str) -> PayoutBatch | None:
+        """
+        Find a batch by the merchant's reference.
+        """
+        rows = await self._fetch(_BY_REFERENCE, merchant_id, reference)
+        return PayoutBatch(*rows[0]) if rows else None
 
     async def get(self, merchant_id: str, name: str) -> PayoutBatch | None:
         """
         Find a batch by its id, as UUID text, or else by the merchant's reference.
         """
-        async with self._pool.acquire() as conn:
-            row = None
-            batch_id = _uuid_bytes(name)
-            if batch_id is not None:
-                row = await conn.fetchrow(_BY_ID, batch_id, merchant_id)
-            if row is None:
-                row = await conn.fetchrow(_BY_REFERENCE, merchant_id, name)
-        return None if row is None else PayoutBatch(*row)
+        batch_id = _uuid_bytes(name)
+        rows = await self._fetch(_BY_ID, batch_id, merchant_id) if batch_id is not None else []
+        return PayoutBatch(*rows[0]) if rows else await self.by_reference(merchant_id, name)
 
     async def newest(
         self, merchant_id: str, *, before: bytes | None, limit: int
@@ -329,7 +356,7 @@ class PayoutStore:
         """
         List batches, newest first, older than *before*.
         """
-        rows = await self._pool.fetch(_NEWEST, merchant_id, before, limit)
+        rows = await self._fetch(_NEWEST, merchant_id, before, limit)
         return [PayoutBatch(*row) for row in rows]
 
     async def items(
@@ -338,7 +365,8 @@ class PayoutStore:
         """
         List items by row number; the caller has found the batch under its merchant.
         """
-        rows = await self._pool.fetch(_ITEMS, batch_id, after_row, state, limit)
+        query = _ITEMS if state is None else _ITEMS_IN_STATE[state]
+        rows = await self._fetch(query, batch_id, after_row, limit)
         return [PayoutItem(*row) for row in rows]
 
     async def pending_items(
@@ -347,7 +375,7 @@ class PayoutStore:
         """
         List the next rows to pay.
         """
-        rows = await self._pool.fetch(_PENDING, batch_id, after_row, limit)
+        rows = await self._fetch(_PENDING, batch_id, after_row, limit)
         return [PendingItem(*row) for row in rows]
 
     async def record_results(self, batch_id: bytes, outcomes: Sequence[ItemOutcome]) -> PayoutBatch:
@@ -358,10 +386,10 @@ class PayoutStore:
             [getattr(outcome, field) for outcome in outcomes]
             for field in ItemOutcome.__struct_fields__
         ]
-        async with self._pool.acquire() as conn, committed(conn):
+        async with self._connection() as conn, committed(conn):
             # The batch first: two runners at once then wait here and not across each other.
             await conn.execute(_LOCK_BATCH, batch_id)
-            counts = await conn.fetchrow(_RECORD_ITEMS, batch_id, *columns)
+            counts = await conn.fetchrow(_RECORD_ITEMS, [batch_id] * len(outcomes), *columns)
             assert counts is not None, "an aggregate gives one row"
             row = await conn.fetchrow(_COUNT, batch_id, *counts)
             assert row is not None, "a batch is never deleted"
@@ -371,15 +399,29 @@ class PayoutStore:
         """
         List the batches that have items to pay, oldest first, at most UNFINISHED_MAX.
         """
-        rows = await self._pool.fetch(_UNFINISHED, UNFINISHED_MAX)
+        rows = await self._fetch(_UNFINISHED, UNFINISHED_MAX)
         return [PayoutBatch(*row) for row in rows]
+
+    async def _fetch(self, sql: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        async with self._connection() as conn:
+            rows: Sequence[asyncpg.Record] = await conn.fetch(sql, *arguments)
+            return rows
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        try:
+            async with self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S) as conn:
+                yield conn
+        except STORE_ERRORS as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
 class BatchLocks:
     """
     Which batches this process works on: advisory locks, gone with the connection or the process.
 
-    They spare two processes the same work. Correctness never rests on them.
+    They spare two processes the same work. Correctness never rests on them. One task at a time;
+    asyncpg's errors and OSError stay as they are.
     """
 
     def __init__(self, dsn: str) -> None:
@@ -440,27 +482,19 @@ def _uuid_bytes(text: str) -> bytes | None:
 
 async def _find_duplicates(
     conn: Connection, merchant_id: str, pages: Sequence[bytes]
-) -> list[RowError]:
-    errors = []
+) -> list[Duplicate]:
+    duplicates = []
     for encoded in pages:
         rows = {row.reference: row for row in decode_page(encoded) if row.code is None}
-        found = await conn.fetch(_DUPLICATES, merchant_id, list(rows))
-        errors += [
-            _duplicate_error(rows[reference], batch_id, batch_reference)
-            for reference, batch_id, batch_reference in found
-        ]
-    return sorted(errors, key=lambda error: error.row_number)
-
-
-def _duplicate_error(row: CheckedRow, batch_id: bytes, batch_reference: str) -> RowError:
-    return RowError(
-        row.row_number,
-        row.reference,
-        "reference",
-        RowCode.DUPLICATE_REFERENCE,
-        f"{row.reference} is pending or paid in your batch {batch_reference} "
-        f"({UUID(bytes=batch_id)}); a new payment needs a new reference.",
-    )
+        for reference, batch_id, batch_reference in await conn.fetch(
+            _DUPLICATES, merchant_id, list(rows)
+        ):
+            row = rows[reference]
+            assert row.amount is not None, "a valid row has an amount"
+            duplicates.append(
+                Duplicate(row.row_number, reference, row.amount, batch_id, batch_reference)
+            )
+    return sorted(duplicates, key=lambda row: row.row_number)
 
 
 async def _insert(conn: Connection, new: NewBatch, duplicates: set[int]) -> PayoutBatch:

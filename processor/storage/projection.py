@@ -231,11 +231,13 @@ class Projection:
             PROJECTION,
             GENESIS_CHAIN,
         )
-        self.watermark, self._chain = await connection.fetchrow(
+        row = await connection.fetchrow(
             "SELECT sequence, chain FROM watermark WHERE shard_id = $1 AND projection = $2",
             self.shard_id,
             PROJECTION,
         )
+        assert row is not None, "inserted above"
+        self.watermark, self._chain = row
 
     def close(self) -> None:
         if self._connection is not None:

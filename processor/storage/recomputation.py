@@ -41,7 +41,7 @@ BALANCE_MAX = 2**63 - 1
 GENESIS = bytes(32)
 
 OPENED, STATUS_SET, LIMITS_SET, POSTED, REJECTED, EPOCH_STARTED = range(1, 7)
-TRANSFER, DEPOSIT, WITHDRAWAL = range(1, 4)
+TRANSFER, DEPOSIT, WITHDRAWAL = TYPES = (1, 2, 3)
 CLOSED = 4
 
 # Where a wallet's facts stand, in the order of the columns of `wallets`.
@@ -50,6 +50,13 @@ MERCHANT, CURRENCY, STATUS, MINIMUM, BALANCE, VERSION, OPENED_AT = range(7)
 _HEADER = struct.Struct(">IQQQIH")
 _EPOCH_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
 _decode = msgspec.msgpack.Decoder().decode
+
+
+def transfer_ids(payload: bytes) -> set[bytes]:
+    """
+    Name the transfers of a payload that was folded before.
+    """
+    return {decision[2] for decision in _decode(payload) if decision[0] in {POSTED, REJECTED}}
 
 
 class Unsound(Exception):
@@ -95,7 +102,7 @@ class ShardBooks:
             if len(decisions) != count:
                 raise Unsound(key, "count", len(decisions), count)
             transfers = self._fold_decisions(decisions, sequence, epoch, at_us)
-        except (ValueError, TypeError, IndexError) as error:
+        except (ValueError, TypeError, IndexError, OverflowError) as error:
             raise Unsound(key, "payload", f"format {decision_format}", str(error)) from error
         self.sequence, self.epoch, self.at_us, self.chain = sequence, epoch, at_us, chain
         return transfers
@@ -293,7 +300,7 @@ class ShardBooks:
 
     def _check_asked(self, sequence: int, decision: list[Any]) -> None:
         kind, transfer_id, key, amount = decision[1], decision[2], decision[3], decision[8]
-        if kind not in {TRANSFER, DEPOSIT, WITHDRAWAL}:
+        if kind not in TYPES:
             raise self._unsound(sequence, "type", "1, 2 or 3", kind)
         if type(transfer_id) is not bytes or len(transfer_id) != 16:
             raise self._unsound(sequence, "transfer_id", "16 bytes", transfer_id)

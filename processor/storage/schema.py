@@ -179,11 +179,12 @@ def _scripts(sql_dir: Path) -> list[Script]:
     for path in sorted(sql_dir.glob("*.up.sql")):
         revision, _, _ = path.name.partition("_")
         module = ModuleType(path.name.removesuffix(".up.sql"))
-        module.revision = revision  # type: ignore[attr-defined]
-        module.down_revision = scripts[-1].revision if scripts else None  # type: ignore[attr-defined]
-        module.upgrade = _runner_of(path)  # type: ignore[attr-defined]
-        down = path.with_name(path.name.replace(".up.sql", ".down.sql"))
-        module.downgrade = _runner_of(down)  # type: ignore[attr-defined]
+        module.__dict__.update(
+            revision=revision,
+            down_revision=scripts[-1].revision if scripts else None,
+            upgrade=_runner_of(path),
+            downgrade=_runner_of(path.with_name(path.name.replace(".up.sql", ".down.sql"))),
+        )
         scripts.append(Script(module, revision, path))
     return scripts
 

@@ -38,7 +38,14 @@ TAIL_PAGE_RECORDS = 200
 LOCK_TIMEOUT_MS = 3_000
 READ_S_MAX = 30.0
 BUMP_S_MAX = 15.0  # A server that does not answer for so long is given up on.
-STORE_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+# The last kind is told by a connection that is used between the server's farewell and its end,
+# and by one that finds no primary among several hosts.
+STORE_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+    asyncpg.InternalClientError,
+)
 
 T = TypeVar("T")
 Durability = Literal["local", "quorum"]

@@ -18,6 +18,7 @@ from processor.flow.payout_file import CheckedRow, encode_page
 from processor.storage.connection import connect
 from processor.storage.payouts import (
     BatchLocks,
+    Duplicate,
     DuplicatesFound,
     ItemOutcome,
     NewBatch,
@@ -33,7 +34,7 @@ MERCHANT = "acme"
 async def store(database) -> AsyncIterator[PayoutStore]:
     opened = await PayoutStore.open(database, durability="local")
     yield opened
-    await opened.close()
+    opened.close()
 
 
 def row(number: int, reference: str | None = None, **changes) -> CheckedRow:
@@ -231,13 +232,10 @@ class TestDuplicates:
         await store.record_results(first.batch_id, [paid(2)])
         answer = await store.submit(batch_of(row(2, "x"), row(3, "b"), row(4, "a")))
         assert isinstance(answer, DuplicatesFound)
-        assert [
-            (error.row_number, error.item_reference, error.code) for error in answer.errors
-        ] == [
-            (3, "b", "duplicate_reference"),
-            (4, "a", "duplicate_reference"),
+        assert answer.duplicates == [
+            Duplicate(3, "b", 300, first.batch_id, "april"),
+            Duplicate(4, "a", 400, first.batch_id, "april"),
         ]
-        assert "april" in answer.errors[0].message
         assert len(await store.newest(MERCHANT, before=None, limit=10)) == 1
 
     async def test_a_failed_item_may_be_sent_again(self, store):
@@ -262,7 +260,7 @@ class TestDuplicates:
         await submitted(store, row(2, "a"), reference="april")
         answer = await store.submit(batch_of(row(2, "a"), row(3, "b"), on_invalid="skip_rows"))
         assert isinstance(answer, Submitted)
-        assert [error.row_number for error in answer.duplicates] == [2]
+        assert [duplicate.row_number for duplicate in answer.duplicates] == [2]
         assert (answer.batch.pending_count, answer.batch.failed_count) == (1, 1)
         assert answer.batch.total_amount == 300
         assert await broken_counters(database) == []

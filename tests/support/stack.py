@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import asyncpg
 import msgspec
 
 from actors.child_process import ChildProcess
@@ -80,9 +81,7 @@ class Stack:
         )
 
     @asynccontextmanager
-    async def clients(
-        self, settings: GatewaySettings | None = None
-    ) -> AsyncIterator[ShardClients]:
+    async def clients(self, settings: GatewaySettings | None = None) -> AsyncIterator[ShardClients]:
         """
         Connect as a gateway does.
         """
@@ -126,7 +125,7 @@ class Stack:
 
 
 @asynccontextmanager
-async def reading(dsn: str) -> AsyncIterator[object]:
+async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
     connection = await connect(dsn, application_name="miliano/test")
     try:
         yield connection

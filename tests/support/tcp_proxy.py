@@ -1,10 +1,10 @@
 """
 A proxy that breaks connections on command: Unix sockets or TCP, in a thread of its own.
 
-Each accepted connection is a `Link`. It forwards until a fault is asked for: a cut now, a cut
-after exactly so many bytes or messages in one direction, or a black hole that swallows
-everything and tells nobody. The thread keeps the proxy going while the test's own loop works
-or is blocked, and every command has taken effect when it returns.
+Each accepted connection is a `Link`. It forwards until a fault is asked for: a cut, or a black
+hole that swallows everything and tells nobody; now, or after exactly so many bytes or messages
+in one direction. The thread keeps the proxy going while the test's own loop works or is
+blocked, and every command has taken effect when it returns.
 """
 
 from __future__ import annotations
@@ -103,26 +103,29 @@ class MessageEnds:
 
 class Fault:
     """
-    A cut that waits for its byte or its message.
+    What is to happen after so many more bytes or messages.
     """
 
-    def __init__(self, *, bytes_left: int | None, messages_left: int | None, reset: bool) -> None:
-        self.bytes_left = bytes_left
-        self.messages_left = messages_left
-        self.reset = reset
+    def __init__(
+        self, happen: Callable[[], None], *, byte_count: int | None, message_count: int | None
+    ) -> None:
+        assert (byte_count is None) != (message_count is None), "give one of the two"
+        self.happen = happen
+        self._bytes_left = byte_count
+        self._messages_left = message_count
 
     def allowed(self, data: bytes, ends: list[int]) -> int | None:
         """
-        Return after how many bytes of *data* to cut, or None when not in this piece.
+        Return how many bytes of *data* still pass, or None when it is not yet time.
         """
-        if self.bytes_left is not None:
-            if len(data) >= self.bytes_left:
-                return self.bytes_left
-            self.bytes_left -= len(data)
-        if self.messages_left is not None:
-            if len(ends) >= self.messages_left:
-                return ends[self.messages_left - 1] if self.messages_left else 0
-            self.messages_left -= len(ends)
+        if self._bytes_left is not None:
+            if len(data) >= self._bytes_left:
+                return self._bytes_left
+            self._bytes_left -= len(data)
+        if self._messages_left is not None:
+            if len(ends) >= self._messages_left:
+                return ends[self._messages_left - 1] if self._messages_left else 0
+            self._messages_left -= len(ends)
         return None
 
 
@@ -134,6 +137,8 @@ class Link:
     def __init__(self, proxy: TcpProxy, client: asyncio.StreamWriter) -> None:
         self.opening = b""  # What the client said first: a startup packet tells who it is.
         self.passed = dict.fromkeys(Direction, 0)  # Bytes forwarded.
+        self.messages = dict.fromkeys(Direction, 0)  # Messages forwarded to their ends.
+        self.lost = dict.fromkeys(Direction, 0)  # Bytes swallowed.
         self.is_open = True
         self._proxy = proxy
         self._client = client
@@ -161,8 +166,28 @@ class Link:
 
         A cut after 0 happens when the next byte arrives, which is not forwarded.
         """
-        assert (byte_count is None) != (message_count is None), "give one of the two"
-        fault = Fault(bytes_left=byte_count, messages_left=message_count, reset=reset)
+        self._plan(direction, lambda: self._end(reset=reset), byte_count, message_count)
+
+    def swallow_after(
+        self,
+        direction: Direction,
+        *,
+        byte_count: int | None = None,
+        message_count: int | None = None,
+    ) -> None:
+        """
+        Let so many more bytes or messages through in *direction*, then swallow both ways.
+        """
+        self._plan(direction, self.swallow, byte_count, message_count)
+
+    def _plan(
+        self,
+        direction: Direction,
+        happen: Callable[[], None],
+        byte_count: int | None,
+        message_count: int | None,
+    ) -> None:
+        fault = Fault(happen, byte_count=byte_count, message_count=message_count)
         self._proxy.command(lambda: self._faults.update({direction: fault}))
 
     def swallow(self, *directions: Direction) -> None:
@@ -192,6 +217,9 @@ class Link:
         for task in both:
             task.cancel()
         await asyncio.gather(*both, return_exceptions=True)
+        for writer in (self._client, self._server):
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction
@@ -201,7 +229,9 @@ class Link:
                 if direction is Direction.TO_SERVER and not self.passed[direction]:
                     self.opening = data
                     self._proxy.opened(self)
-                if direction not in self._swallowed:
+                if direction in self._swallowed:
+                    self.lost[direction] += len(data)
+                else:
                     await self._forward(data, writer, direction)
 
     async def _forward(
@@ -211,13 +241,15 @@ class Link:
         fault = self._faults.get(direction)
         allowed = fault.allowed(data, ends) if fault is not None else None
         if allowed is not None:
+            ends = [end for end in ends if end <= allowed]
             data = data[:allowed]
         writer.write(data)
         self.passed[direction] += len(data)
-        if allowed is None:
+        self.messages[direction] += len(ends)
+        if fault is not None and allowed is not None:
+            fault.happen()
+        else:
             await writer.drain()
-        elif fault is not None:
-            self._end(reset=fault.reset)
 
     def _end(self, *, reset: bool) -> None:
         self.is_open = False
@@ -372,7 +404,9 @@ def proxied_postgres(dsn: str, folder: Path | None = None) -> Iterator[tuple[Tcp
         if folder is not None:
             through = f"postgresql://postgres@{parts.path}?host={folder}&port=5432"
         else:
-            host, tcp_port = proxy.address
+            address = proxy.address
+            assert isinstance(address, tuple), "it listens on TCP"
+            host, tcp_port = address
             through = f"postgresql://postgres@{host}:{tcp_port}{parts.path}?sslmode=disable"
         yield proxy, through
     finally:

@@ -70,3 +70,6 @@ CREATE TABLE payout_items (
 -- The belt against paying one item in two batches; a failed one may be sent again.
 CREATE UNIQUE INDEX payout_items_by_reference ON payout_items (merchant_id, item_reference)
     WHERE state IN ('pending', 'paid');
+
+-- Few rows, asked for first.
+CREATE INDEX payout_items_failed ON payout_items (batch_id, row_number) WHERE state = 'failed';

@@ -1,0 +1,69 @@
+"""
+`miliano db`: the schema of the database.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gateway.cli.commands import DATABASE, Failure, Outcome, Session, command, database_errors
+from gateway.cli.exit_codes import ExitCode
+from gateway.cli.tables import table
+
+if TYPE_CHECKING:
+    from processor.storage.schema import Revision
+
+app = typer.Typer(help="Look after the database's schema.", no_args_is_help=True)
+
+
+@command(app, "migrate", DATABASE)
+def migrate(session: Session) -> Outcome:
+    """
+    Bring the schema up to date, and make the database if it is missing.
+    """
+    dsn = session.database()
+    with database_errors():
+        from processor.storage import schema
+
+        schema.ensure_database(dsn)
+        return _outcome(schema.migrate(dsn), "The schema is up to date.")
+
+
+@command(app, "rollback", DATABASE)
+def rollback(
+    session: Session,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="How many migrations.")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", help="Really, data included.")] = False,
+) -> Outcome:
+    """
+    Take back the newest migrations, with the data in their tables.
+    """
+    dsn = session.database()
+    if not yes:
+        raise Failure(
+            ExitCode.USAGE, "This drops tables with their data: say --yes if you want that."
+        )
+    with database_errors():
+        from processor.storage import schema
+
+        return _outcome(schema.rollback(dsn, steps), "There was nothing to take back.")
+
+
+@command(app, "status", DATABASE)
+def show_status(session: Session) -> Outcome:
+    """
+    List the migrations of this build, and which of them the database has.
+    """
+    dsn = session.database()
+    with database_errors():
+        from processor.storage import schema
+
+        return _outcome(schema.schema_status(dsn), "")
+
+
+def _outcome(revisions: list[Revision], nothing: str) -> Outcome:
+    rows = [(r.revision, r.name, "applied" if r.applied else "missing") for r in revisions]
+    shown = table(["migration", "name", "state"], rows) if rows else nothing
+    return Outcome({"migrations": revisions}, shown)

@@ -1,0 +1,114 @@
+"""
+Goal: memory is bounded by forgetting what the tables have, and by nothing else.
+Method: keys remembered at known sequences, turned over at watermarks on both sides of them.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from processor.core.decide import decide_move
+from processor.core.decisions import TransferPosted
+from processor.core.state import RememberedKeys, ShardState
+from tests.support.commands import AT_US, identifier, state_of, transfer, wallet
+
+
+def posted(key: str) -> TransferPosted:
+    state = state_of(wallet("alice", 100), wallet("bob"))
+    decision = decide_move(state, transfer("alice", "bob", 1, key=key))
+    assert isinstance(decision, TransferPosted)
+    return decision
+
+
+def remembered(*sequences: int) -> RememberedKeys:
+    keys = RememberedKeys()
+    for sequence in sequences:
+        keys.remember(posted(str(sequence)), sequence, AT_US)
+    return keys
+
+
+def test_first_turn_forgets_nothing() -> None:
+    """
+    The young generation becomes the old one; every key is still found.
+    """
+    keys = remembered(10, 11)
+    assert keys.rotate(0) == {}
+    assert keys.find(identifier("10")) is not None
+    assert keys.find(identifier("11")) is not None
+    assert len(keys) == 2
+
+
+def test_generation_is_forgotten_at_its_last_sequence_not_before() -> None:
+    """
+    With the watermark one below its newest key a generation stays whole.
+    """
+    keys = remembered(10, 11)
+    keys.rotate(0)
+    keys.remember(posted("12"), 12, AT_US)
+
+    assert keys.rotate(10) is None
+    assert len(keys) == 3
+
+    forgotten = keys.rotate(11)
+    assert forgotten is not None
+    assert set(forgotten) == {identifier("10"), identifier("11")}
+    assert keys.find(identifier("10")) is None
+    assert keys.find(identifier("12")) is not None
+
+
+def test_key_of_an_old_record_does_not_make_its_generation_old() -> None:
+    """
+    An outcome read back from the tables beside a new one leaves with the new one only.
+    """
+    keys = remembered(20, 3)
+    assert keys.young_sequence_max == 20
+    keys.rotate(0)
+    assert keys.rotate(19) is None
+    assert keys.rotate(20) is not None
+
+
+def test_emptied_generation_starts_again() -> None:
+    """
+    After a turn the young generation knows nothing of the sequences before it.
+    """
+    keys = remembered(20)
+    keys.rotate(0)
+    assert (keys.young_sequence_max, keys.old_sequence_max) == (0, 20)
+    assert keys.rotate(20) is not None
+    assert keys.old_sequence_max == 0
+
+
+def test_posting_counts_for_its_generation() -> None:
+    """
+    The fast path of a posting guards the generation as the slow one does.
+    """
+    state = state_of(wallet("alice", 100), wallet("bob"))
+    from processor.core.apply import apply
+
+    apply(state, posted("a"), 30, AT_US)
+    state.keys.rotate(0)
+    assert state.keys.rotate(29) is None
+
+
+def test_wallet_in_memory_is_newer_than_its_row() -> None:
+    """
+    Loading a wallet that is here already changes nothing.
+    """
+    state = ShardState(0)
+    state.load(wallet("alice", 100))
+    state.load(wallet("alice", 1))
+    assert state.wallets["alice"].posted == 100
+
+
+def test_facts_leave_out_only_the_record() -> None:
+    """
+    Two wallets with the same facts are the same wallet, wherever they were last touched.
+    """
+    one, two = wallet("alice", 100, sequence=5), wallet("alice", 100, sequence=9)
+    assert one.facts() == two.facts()
+    for field in ("wallet_id", "merchant_id", "currency", "minimum", "posted", "version"):
+        other = wallet("alice", 100)
+        setattr(other, field, "x" if isinstance(getattr(other, field), str) else 77)
+        assert other.facts() != one.facts(), field
+    assert wallet("alice", 100, status=2).facts() != one.facts()
+    assert msgspec.json.encode(one.facts())
