@@ -10,12 +10,15 @@ Rule 3: settings and secrets come from the environment of the node, never in arg
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import msgspec
 import ray
 
 from actors.hosting import ShardHost, WriteBehindHost
 from configs.build import build_id
-from configs.settings import load_settings
+from configs.settings import Settings, load_settings
 
 NAMESPACE = "miliano"
 ACTOR_OPTIONS = {
@@ -34,7 +37,9 @@ class ShardActor:
     """
 
     def __init__(self, shard_id: int) -> None:
-        self._host = ShardHost(shard_id, load_settings(), build=build_id())
+        settings = load_settings()
+        _log_to_file(settings, f"shard-{shard_id}")
+        self._host = ShardHost(shard_id, settings, build=build_id())
         self._host.start()
 
     def status(self) -> dict[str, object]:
@@ -51,8 +56,21 @@ class WriteBehindActor:
     """
 
     def __init__(self) -> None:
-        self._host = WriteBehindHost(load_settings())
+        settings = load_settings()
+        _log_to_file(settings, "write-behind")
+        self._host = WriteBehindHost(settings)
         self._host.start()
 
     def status(self) -> dict[str, object]:
         return dict(msgspec.to_builtins(self._host.statistics(), str_keys=True))
+
+
+def _log_to_file(settings: Settings, name: str) -> None:
+    """
+    Write to where the same host writes without Ray, not among Ray's own files.
+    """
+    path = Path(settings.cluster.data_dir) / "log" / f"{name}.log"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from actors.short_dir import make_short_dir, remove_short_dir
 from configs.settings import Settings
 
 STATUS_S_MAX = 5.0
+SILENT_S_MAX = 20.0
 DRAIN_S_MAX = 35.0
 GUARD = "actors.ray_guard"
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Nothing large goes through Ray.
@@ -61,7 +63,12 @@ class RayRuntime:
         self._data_dir = data_dir
         self._ray: Any = None
         self._guard: ChildProcess | None = None
+        self._answered_at = 0.0
         self._actors: dict[str, Any] = {}
+
+    @property
+    def _is_own(self) -> bool:
+        return not self._settings.cluster.ray_address
 
     def start(self) -> None:
         """
@@ -73,7 +80,7 @@ class RayRuntime:
         # Late: Ray reads the environment above when it is imported.
         ray: Any = importlib.import_module("ray")
         self._ray = ray
-        if not self._settings.cluster.ray_address:
+        if self._is_own:
             self._start_guard()
         handlers = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT)}
         ray.init(**self._init_options())
@@ -82,6 +89,7 @@ class RayRuntime:
                 signal.signal(number, handler)
         for name in self._names():
             self._make(name)
+        self._answered_at = time.monotonic()
 
     def _start_guard(self) -> None:
         log_path = self._data_dir / "log" / "ray-guard.log"
@@ -104,7 +112,7 @@ class RayRuntime:
             "log_to_driver": False,
             "configure_logging": False,
         }
-        if self._settings.cluster.ray_address:
+        if not self._is_own:
             return {**options, "address": self._settings.cluster.ray_address}
         return {
             **options,
@@ -124,7 +132,7 @@ class RayRuntime:
     def _make(self, name: str) -> None:
         actors: Any = importlib.import_module("actors.ray_actors")
         options = {"name": name, "namespace": actors.NAMESPACE, "get_if_exists": True}
-        if self._settings.cluster.ray_address:
+        if not self._is_own:
             options |= {"lifetime": "detached", "scheduling_strategy": "SPREAD"}
         if name == "write-behind":
             self._actors[name] = actors.WriteBehindActor.options(**options).remote()
@@ -134,20 +142,31 @@ class RayRuntime:
 
     def keep_running(self) -> None:
         """
-        Make anew every actor that Ray has declared dead for good.
+        Make anew every actor that Ray has declared dead for good, and Ray when it is silent.
         """
         if self._guard is not None:
             self._guard.keep_running()
-        for name, actor in list(self._actors.items()):
-            try:
-                self._ray.get(actor.status.remote(), timeout=STATUS_S_MAX)
-            except self._ray.exceptions.ActorUnavailableError:
-                continue
-            except self._ray.exceptions.GetTimeoutError:
-                log.warning("actor does not answer", name=name)
-            except self._ray.exceptions.RayActorError as error:
-                log.warning("actor is dead, making it anew", name=name, error=str(error))
-                self._make(name)
+        answers = [self._answers(name) for name in self._names()]
+        if any(answers):
+            self._answered_at = time.monotonic()
+        elif self._is_own and time.monotonic() - self._answered_at > SILENT_S_MAX:
+            log.warning("Ray does not answer, starting it anew")
+            self._end_ray()
+            self.start()
+
+    def _answers(self, name: str) -> bool:
+        exceptions = self._ray.exceptions
+        try:
+            self._ray.get(self._actors[name].status.remote(), timeout=STATUS_S_MAX)
+            return True
+        except exceptions.ActorUnavailableError:
+            pass  # Ray is restarting it.
+        except exceptions.GetTimeoutError:
+            log.warning("actor does not answer", name=name)
+        except exceptions.RayActorError as error:
+            log.warning("actor is dead, making it anew", name=name, error=str(error))
+            self._make(name)
+        return False
 
     def statistics(self) -> dict[str, dict[str, object]]:
         """
@@ -169,6 +188,10 @@ class RayRuntime:
             self._drain()
             for actor in self._actors.values():
                 self._ray.kill(actor)
+        self._end_ray()
+
+    def _end_ray(self) -> None:
+        if self._ray is not None:
             self._ray.shutdown()
         if self._guard is not None:
             self._guard.stop()

@@ -193,8 +193,10 @@ class WalletShard:
         """
         if self.phase is Phase.RUNNING:
             self.phase = Phase.DRAINING
-            while self._intake or self._batch or not self._idle.is_set():
-                await asyncio.sleep(0.005)
+        while self.phase is Phase.DRAINING and (
+            self._intake or self._batch or not self._idle.is_set()
+        ):
+            await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
         """
@@ -400,6 +402,7 @@ class WalletShard:
                 self._idle.set()
                 self._decided.clear()
                 await self._decided.wait()
+            self._idle.clear()
             batch = self._batch
             self._batch = Batch(batch.sequence + 1 if batch.decisions else batch.sequence)
             self._work.set()

@@ -43,18 +43,19 @@ class WriteBehind:
         self._settings = settings
         self._projections: dict[int, Projection] = {}
         self._halted: dict[int, str] = {}
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks = asyncio.TaskGroup()  # An error that nobody expected ends all of them.
         self._directory = Directory(dsn, self._entries_changed)
 
     async def run(self) -> None:
-        await self._directory.run()
+        async with self._tasks:
+            await self._directory.run()
 
     def _entries_changed(self, entries: list[ShardEntry]) -> None:
         for entry in entries:
             if entry.shard_id not in self._projections:
                 projection = Projection(self._dsn, entry.shard_id, self._settings)
                 self._projections[entry.shard_id] = projection
-                self._tasks.append(asyncio.create_task(self._follow(projection)))
+                self._tasks.create_task(self._follow(projection))
 
     async def _follow(self, projection: Projection) -> None:
         while True:
@@ -71,6 +72,9 @@ class WriteBehind:
                     error=f"{type(error).__name__}: {error}",
                 )
                 await asyncio.sleep(RETRY_S)
+            except Exception:
+                log.exception("projection failed", shard_id=projection.shard_id)
+                raise
             finally:
                 projection.close()
 

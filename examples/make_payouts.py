@@ -121,6 +121,14 @@ def rows() -> Iterator[Row]:
         yield row
 
 
+def wallets() -> list[str]:
+    """
+    List the payees' wallets that the company opens: one for each row that is right.
+    """
+    wrong_count = sum(count for count, _ in MISTAKES) + REPEATED_COUNT
+    return [f"emp-{number:06d}" for number in range(1, ROW_COUNT - wrong_count + 1)]
+
+
 def reference_of(index: int) -> str:
     return f"sal-2026-05-{index + 1:05d}"
 

@@ -71,7 +71,7 @@ class _Schemas:
     def __init__(self, table: Sequence[Endpoint]) -> None:
         types: list[Any] = [Problem, BatchTransfer, BatchResult, WalletIdText, IdempotencyKeyText]
         for endpoint in table:
-            used = (endpoint.request, endpoint.response, endpoint.query)
+            used = (endpoint.request, endpoint.response)
             types += [type_ for type_ in used if type_ is not None]
         self._types = types
         self._schemas, self.components = msgspec.json.schema_components(types, ref_template=REF)
@@ -81,13 +81,6 @@ class _Schemas:
         Return the schema of *type_*, mostly a reference.
         """
         return self._schemas[self._types.index(type_)]
-
-    def properties(self, type_: Any) -> tuple[Json, list[str]]:
-        """
-        Return the fields of a struct and the names of the required ones.
-        """
-        component = self.components[self.of(type_)["$ref"].rpartition("/")[2]]
-        return component.get("properties", {}), component.get("required", [])
 
 
 def _operation(endpoint: Endpoint, schemas: _Schemas) -> Json:
@@ -123,10 +116,11 @@ def _parameters(endpoint: Endpoint, schemas: _Schemas) -> list[Json]:
         schema = schemas.of(IdempotencyKeyText)
         parameters.append({"name": HEADER, "in": "header", "required": True, "schema": schema})
     if endpoint.query is not None:
-        properties, required = schemas.properties(endpoint.query)
+        query = msgspec.json.schema(endpoint.query)["$defs"][endpoint.query.__name__]
+        required = query.get("required", [])
         parameters += [
             {"name": name, "in": "query", "required": name in required, "schema": schema}
-            for name, schema in properties.items()
+            for name, schema in query["properties"].items()
         ]
     return parameters
 

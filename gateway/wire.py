@@ -175,21 +175,27 @@ class CreateApiKeyRequest(Strict, frozen=True):
 # --- Query parameters ---------------------------------------------------------------------
 
 
+PageLimit = Annotated[int, Meta(ge=1, description="Rows a page; 100 unless given.")]
+Version = Annotated[int, Meta(ge=0, le=AMOUNT_MAX)]
+
+
 class WalletsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     after: WalletIdText | None = None
-    limit: Annotated[int, Meta(ge=1)] = 100
+    limit: PageLimit = 100
 
 
 class EntriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    after: Annotated[int, Meta(ge=0, description="Oldest first, from this version on.")] | None = (
-        None
-    )
-    before: (
-        Annotated[int, Meta(ge=1, description="Newest first, from below this version.")] | None
-    ) = None
-    limit: Annotated[int, Meta(ge=1)] = 100
+    """
+    With `after` the entries above that version, oldest first; otherwise the newest first, with
+    `before` those below that version. `min_sequence`, from any reply, waits until the history
+    has come that far.
+    """
+
+    after: Annotated[Version, Meta(description="Oldest first, above this version.")] | None = None
+    before: Annotated[Version, Meta(description="Newest first, below this version.")] | None = None
+    limit: PageLimit = 100
     min_sequence: Annotated[
-        int, Meta(ge=0, description="Wait until the history has this `sequence` of a reply.")
+        Version, Meta(description="Wait until the history has this `sequence` of a reply.")
     ] = 0
 
 

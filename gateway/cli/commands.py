@@ -76,10 +76,12 @@ class Failure(Exception):
 class Outcome(msgspec.Struct, frozen=True):
     """
     What a command found: as JSON (bytes are JSON already), and for people.
+
+    Nothing is printed for None: the command has printed itself.
     """
 
     document: Any
-    shown: RenderableType
+    shown: RenderableType | None
     code: ExitCode = ExitCode.OK
 
 
@@ -189,8 +191,9 @@ def _run(session: Session, function: Callable[[], Outcome]) -> int:
         _print_failure(session, Failure(ExitCode.USAGE, f"The settings are wrong: {error}"))
         return ExitCode.USAGE
     if session.as_json:
-        print_json(outcome.document)
-    else:
+        if outcome.document is not None:
+            print_json(outcome.document)
+    elif outcome.shown is not None:
         out.print(outcome.shown)
     return outcome.code
 

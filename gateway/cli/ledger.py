@@ -4,7 +4,6 @@ The ledger as a client sees it: HTTP, its refusals, and what is not known after 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -99,12 +98,11 @@ class Ledger:
         with file.open("rb") as content:
             return self._call("POST", path, body, params=chosen, headers=headers, content=content)
 
-    def lines(self, path: str, query: Mapping[str, Any]) -> Iterator[bytes]:
+    def pieces(self, path: str) -> Iterator[bytes]:
         """
         Read a reply of any length, piece by piece; raises Failure.
         """
-        chosen = {name: value for name, value in query.items() if value is not None}
-        with self._errors("GET"), self._client.stream("GET", path, params=chosen) as reply:
+        with self._errors("GET"), self._client.stream("GET", path) as reply:
             if not reply.is_success:
                 reply.read()
                 raise _failure(reply.status_code, reply.content)
@@ -186,14 +184,3 @@ def _exit_code(problem: Problem) -> ExitCode:
     if problem.outcome == "unknown":
         return ExitCode.OUTCOME_UNKNOWN
     return ExitCode.NOT_REACHABLE if problem.status >= 500 else ExitCode.REFUSED
-
-
-def read_file_argument(path: Path) -> Path:
-    """
-    Return *path* if it can be read; `-` is standard input.
-    """
-    if str(path) == "-":
-        return Path(f"/proc/self/fd/{sys.stdin.fileno()}")
-    if not path.is_file():
-        raise Failure(ExitCode.USAGE, f"There is no file {path}.")
-    return path

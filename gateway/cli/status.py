@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import typer
 from rich.console import Group
+from rich.markup import escape
 
 from gateway.cli.commands import LEDGER, Failure, Outcome, Session, command, database_errors
 from gateway.cli.exit_codes import ExitCode
@@ -129,5 +130,9 @@ def _shown(found: Status) -> Group:
         )
         for shard in found.shards
     ]
-    halted = [f"shard {s.shard} is halted: {s.halted_for}" for s in found.shards if s.halted_for]
+    halted = [
+        f"shard {shard.shard} is halted: {escape(shard.halted_for)}"
+        for shard in found.shards
+        if shard.halted_for
+    ]
     return Group(ready, facts(rows), table(columns, shards), *halted)

@@ -69,7 +69,7 @@ def up(
     try:
         supervisor, running = _start(session)
     except KeyboardInterrupt:
-        return Outcome({"stopped": True}, "stopped before it was up")
+        return Outcome(None, "stopped before it was up")
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: stop.set())
     try:
@@ -78,7 +78,7 @@ def up(
     finally:
         session.say("stopping")
         supervisor.stop()
-    return Outcome({"stopped": True}, f"stopped; the data is in {supervisor.data_dir}")
+    return Outcome(None, f"stopped; the data is in {escape(str(supervisor.data_dir))}")
 
 
 def _start(session: Session) -> tuple[Supervisor, Running]:

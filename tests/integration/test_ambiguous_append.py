@@ -19,10 +19,18 @@ import uvloop
 
 from configs.settings import ShardSettings
 from processor.core.commands import MoveMoney
-from processor.core.decisions import decode_decisions
+from processor.core.decisions import (
+    DECISION_FORMAT,
+    EpochStarted,
+    decode_decisions,
+    encode_decisions,
+)
+from processor.core.record import GENESIS_CHAIN, Record, seal
 from processor.flow.frames import Answered, Posted
+from processor.flow.ports import AppendInDoubt, StoreUnavailable
 from processor.storage import shard_store
 from processor.storage.embedded_postgres import EmbeddedPostgres
+from processor.storage.shard_store import PostgresShardStore
 from tests.support.books import Journal, read_journal
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
 from tests.support.databases import Databases, execute
@@ -34,6 +42,7 @@ from tests.support.waiting import until
 
 SETTINGS = ShardSettings(append_stuck_ms=200)
 WRITER = b"miliano/shard-0/writer"
+READER = b"miliano/shard-0/reader"
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
 
 
@@ -289,7 +298,7 @@ async def test_settling_survives_cuts_of_its_own(database: str, proxied: tuple[T
             first.cut_after(TO_CLIENT, byte_count=messages % 27)
             ended.append(await pay_or_replace(till, proxy))
         # Only a bump without an answer leaves ownership in doubt.
-        assert ended == [False] * 4 + [True] * 7 + [False] * 7
+        assert ended == [False] * 4 + [True] * 7 + [False] * 8
 
 
 async def count_settling_messages(till: Till, proxy: TcpProxy) -> int:
@@ -388,6 +397,59 @@ async def test_a_backend_ended_in_mid_append_is_settled(database: str, function:
         )
         await gate.open()
         assert await paying == 1
+
+
+async def test_a_connection_used_after_the_farewell_is_told_as_lost(
+    database: str, proxied: tuple[TcpProxy, str]
+):
+    """
+    The server said farewell and its end has not come yet: the client library fails in a way of
+    its own then, which means doubt to an append and "not reached" to a read.
+    """
+    proxy, dsn = proxied
+    store = PostgresShardStore(dsn, 0)
+    try:
+        await store.take_over(build="test")
+        await store.read_watermark()
+        for who in (WRITER, READER):
+            await say_farewell(database, proxy.link_of(who), who)
+        with pytest.raises(StoreUnavailable):
+            await store.read_watermark()
+        assert await store.read_watermark() == 0
+        first = epoch_record(store.epoch)
+        with pytest.raises(AppendInDoubt):
+            await store.append(first)
+        assert await store.settle(first) is False
+        await store.append(epoch_record(store.epoch))
+    finally:
+        await store.close()
+
+
+async def say_farewell(database: str, link: Link, who: bytes) -> None:
+    """
+    End a session so that its client hears the farewell and not the end.
+    """
+    messages = link.messages[TO_CLIENT]
+    link.swallow_after(TO_CLIENT, message_count=1)
+    await execute(
+        database,
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        f" WHERE application_name = '{who.decode()}' AND datname = current_database()",
+    )
+    await until(lambda: link.messages[TO_CLIENT] == messages + 1, "the farewell")
+
+
+def epoch_record(epoch: int) -> Record:
+    return seal(
+        shard_id=0,
+        sequence=1,
+        epoch=epoch,
+        at_us=1_000_000,
+        count=1,
+        decision_format=DECISION_FORMAT,
+        payload=encode_decisions([EpochStarted("test")]),
+        previous_chain=GENESIS_CHAIN,
+    )
 
 
 WARNINGS = {

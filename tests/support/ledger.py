@@ -57,6 +57,7 @@ class Ledger:
         self.url = ""
         self.key = ""
         self.dsn = ""
+        self.running: dict[str, Any] = {}
         self.process: subprocess.Popen[str] | None = None
         # Nothing of whoever runs the tests; the folder and the runtime stand in the command.
         kept = {n: value for n, value in os.environ.items() if not n.startswith("MILIANO_")}
@@ -85,10 +86,10 @@ class Ledger:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         assert line, f"miliano up ended: {self.words()}"
-        running = json.loads(line)
-        assert running.get("ready"), line
-        self.url, self.dsn = running["url"], running["dsn"]
-        self.key = Path(running["key_file"]).read_text().strip()
+        self.running = json.loads(line)
+        assert self.running.get("ready"), line
+        self.url, self.dsn = self.running["url"], self.running["dsn"]
+        self.key = Path(self.running["key_file"]).read_text().strip()
 
     def processes(self) -> dict[int, str]:
         """
@@ -192,18 +193,18 @@ class Ledger:
 
 
 @contextmanager
-def running_ledger(runtime: str = "ray") -> Iterator[Ledger]:
+def running_ledger(runtime: str = "ray", data_dir: Path | None = None) -> Iterator[Ledger]:
     """
-    Start a ledger in a fresh folder; at the end it is stopped and the folder removed.
+    Start a ledger, in a fresh folder that goes with it unless one is given, and stop it.
     """
-    with ledger_folder() as folder:
-        ledger = Ledger(folder / "data", runtime=runtime)
-        try:
-            ledger.start()
-            yield ledger
-            assert ledger.stop() == 0, ledger.words()
-        finally:
-            end(ledger)
+    with contextlib.ExitStack() as stack:
+        if data_dir is None:
+            data_dir = stack.enter_context(ledger_folder()) / "data"
+        ledger = Ledger(data_dir, runtime=runtime)
+        stack.callback(end, ledger)
+        ledger.start()
+        yield ledger
+        assert ledger.stop() == 0, ledger.words()
 
 
 @contextmanager

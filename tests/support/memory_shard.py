@@ -56,13 +56,14 @@ class Hold:
 
 class HeldStore(MemoryShardStore):
     """
-    The twin with holds: `writes` for appends and looks at the fence, `reads` for the tables and
-    `pages` for the keys.
+    The twin with holds: `writes` for appends and looks at the fence, `settles`, `reads` for the
+    tables and `pages` for the keys.
     """
 
     def __init__(self, database: MemoryDatabase) -> None:
         super().__init__(database)
-        self.writes, self.reads, self.pages = Hold(), Hold(), Hold()
+        self.writes, self.settles = Hold(), Hold()
+        self.reads, self.pages = Hold(), Hold()
         self.abandoned = 0
 
     async def append(self, record: Record) -> None:
@@ -71,6 +72,10 @@ class HeldStore(MemoryShardStore):
         if abandoned != self.abandoned:
             raise AppendInDoubt("the connection was dropped")
         await super().append(record)
+
+    async def settle(self, record: Record) -> bool:
+        await self.settles.passed()
+        return await super().settle(record)
 
     async def check_fence(self) -> None:
         await self.writes.passed()

@@ -1,0 +1,3 @@
+"""
+Runnable examples: a payout file and the demo around it.
+"""

@@ -1,0 +1,195 @@
+"""
+Goal: `miliano up` brings a ledger up, keeps it up, and ends without a trace but the data.
+Method: the command in a process of its own, ended in each way there is; its processes are found
+        by the data folder in their environment, so none can hide.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.ledger import SERVING_S_MAX, Ledger, end, ledger_folder, running_ledger
+
+BALANCE = 123_456
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with ledger_folder() as path:
+        yield path
+
+
+@pytest.fixture
+def stopped_ledger(folder: Path) -> Iterator[Ledger]:
+    """
+    A ledger in plain processes that a test starts and stops itself.
+    """
+    ledger = Ledger(folder / "data", runtime="process")
+    yield ledger
+    end(ledger)
+
+
+def fund(ledger: Ledger) -> None:
+    ledger.json("wallets", "open", "EUR", "--id", "shop")
+    ledger.json("deposit", "shop", str(BALANCE), "EUR")
+
+
+def balance(ledger: Ledger) -> int:
+    return int(ledger.json("wallets", "show", "shop")["balance"])
+
+
+def test_signals_stop_it_and_the_data_is_found_again(stopped_ledger: Ledger) -> None:
+    """
+    SIGTERM, and Ctrl-C for the whole process group, end it with 0; nothing runs on, nothing is
+    lost, and the key stays the same.
+    """
+    ledger = stopped_ledger
+    ledger.start()
+    fund(ledger)
+    key = ledger.key
+    assert ledger.stop(signal.SIGTERM) == 0, ledger.words()
+    assert ledger.processes() == {}
+    assert not (ledger.data_dir / "running.json").exists()
+
+    ledger.start()
+    assert ledger.key == key
+    assert balance(ledger) == BALANCE
+    assert ledger.process is not None
+    os.killpg(ledger.pid, signal.SIGINT)  # What a terminal does.
+    ledger.process.communicate(timeout=60)
+    assert ledger.process.returncode == 0, ledger.words()
+    assert ledger.processes() == {}
+
+
+@pytest.mark.parametrize("runtime", ["process", "ray"])
+def test_kill_leaves_no_process_and_the_data_is_found_again(folder: Path, runtime: str) -> None:
+    """
+    After `kill -9` everything it started is gone soon, and the next one finds all there was.
+    """
+    ledger = Ledger(folder / "data", runtime=runtime)
+    try:
+        ledger.start()
+        fund(ledger)
+        assert len(ledger.processes()) >= 4
+        end(ledger)
+        ledger.wait_until_gone()
+        assert (ledger.data_dir / "running.json").exists()  # A stale one is no harm.
+        assert ledger.run("status").code == 3
+        ledger.start()
+        assert balance(ledger) == BALANCE
+        assert "books balanced" in ledger.run("verify").out
+        assert ledger.stop() == 0, ledger.words()
+        assert ledger.processes() == {}
+    finally:
+        end(ledger)
+
+
+def test_parts_that_die_are_started_again(stopped_ledger: Ledger) -> None:
+    """
+    Gateway, shard and database are each killed and come back, and money moves again.
+    """
+    ledger = stopped_ledger
+    ledger.start()
+    fund(ledger)
+    for number, part in enumerate(("gateway", "actors shard 0", "postgres"), 1):
+        (victim,) = [pid for pid, command in ledger.processes().items() if part in command[:200]]
+        os.kill(victim, signal.SIGKILL)
+        deposit_until_posted(ledger, f"after-{part.split()[0]}")
+        assert balance(ledger) == BALANCE + number
+    assert "books balanced" in ledger.run("verify").out
+    assert ledger.stop() == 0, ledger.words()
+
+
+def deposit_until_posted(ledger: Ledger, key: str) -> None:
+    """
+    Send the same deposit again until it is posted; its key makes it one deposit.
+    """
+    deadline = time.monotonic() + SERVING_S_MAX
+    while (ran := ledger.run("deposit", "shop", "1", "EUR", "--key", key)).code != 0:
+        assert ran.code in (3, 5), ran
+        assert time.monotonic() < deadline, ran
+        time.sleep(0.05)
+
+
+def test_second_one_is_refused(stopped_ledger: Ledger) -> None:
+    """
+    A second `up` in the same folder, or on a port that is taken, ends with 6 and says why; the
+    first is not disturbed.
+    """
+    ledger = stopped_ledger
+    ledger.start()
+    ran = ledger.run("up", "--runtime", "process", "--port", "0")
+    assert ran.code == 6
+    assert "another `miliano up` works in" in ran.err
+    assert ledger.run("status").code == 0
+    assert ledger.stop() == 0
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ran = ledger.run("up", "--runtime", "process", "--port", port)
+    assert ran.code == 6
+    assert f"cannot listen on 127.0.0.1:{port}" in ran.err
+    ledger.wait_until_gone()
+
+
+def test_interrupted_start_leaves_nothing(stopped_ledger: Ledger) -> None:
+    """
+    Ctrl-C before it is ready ends it with 0, and what had been started is gone.
+    """
+    ledger = stopped_ledger
+    process = subprocess.Popen(
+        ledger.command(["up", "--runtime", "process", "--port", "0"]),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env=ledger.environment,
+        cwd=ledger.data_dir.parent,
+    )
+    assert process.stderr is not None
+    while "waiting for the shards" not in process.stderr.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 0, words
+    ledger.wait_until_gone()
+
+
+def test_ledger_with_a_long_path_starts() -> None:
+    """
+    A data folder whose path is too long for a socket works as any other.
+    """
+    with ledger_folder() as folder:
+        deep = folder / ("long-" * 12) / ("path-" * 12)
+        deep.mkdir(parents=True)
+        ledger = Ledger(deep / "data", runtime="process")
+        try:
+            ledger.start()
+            fund(ledger)
+            assert balance(ledger) == BALANCE
+            assert ledger.stop() == 0, ledger.words()
+        finally:
+            end(ledger)
+
+
+def test_first_key_is_told_once(folder: Path) -> None:
+    """
+    The first start tells the new key; a later one tells only where it is kept, owner-readable.
+    """
+    told = []
+    for _ in range(2):
+        with running_ledger("process", folder / "data") as ledger:
+            told.append(ledger.running["new_key"])
+            key_file = Path(ledger.running["key_file"])
+            assert key_file.stat().st_mode & 0o777 == 0o600
+            assert key_file.read_text().strip() == ledger.key
+    assert told == [ledger.key, None]

@@ -1,0 +1,216 @@
+"""
+Goal: the history is a wallet's own versions from both sides, in pages that do not shift, and a
+      transfer is found from the moment it is durable.
+Method: a journal is written by hand and projected as far as each test says.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from processor.core.commands import TransferType
+from processor.core.decisions import WalletOpened
+from processor.core.reject_reason import RejectReason
+from processor.core.wallet import WalletStatus
+from processor.flow.ports import StoreUnavailable
+from processor.storage.connection import connect
+from processor.storage.history import EntryRow, History, ShardProgress, TransferSide
+from tests.support.databases import execute
+from tests.support.journal_builder import START_US, JournalBuilder, project, write_journal
+
+
+@asynccontextmanager
+async def history_of(
+    dsn: str, builder: JournalBuilder, *, watermark: int | None = None
+) -> AsyncIterator[History]:
+    """
+    Write a journal, project it, and read it.
+    """
+    conn = await connect(dsn, application_name="tests")
+    await write_journal(conn, builder)
+    await project(conn, builder, watermark=watermark)
+    await conn.close()
+    history = await History.open(dsn, connections_max=2, timeout_ms=10_000)
+    try:
+        yield history
+    finally:
+        history.close()
+
+
+def busy_ledger() -> JournalBuilder:
+    """
+    Wallet `a` gets 100 and gives 1 to `b` nine times; every third time it gets one back.
+    """
+    builder = JournalBuilder()
+    builder.start_epoch()
+    builder.open_wallet("a")
+    builder.open_wallet("b")
+    builder.deposit("a", 100, reference="first", metadata='{"k":1}')
+    builder.seal()
+    for number in range(9):
+        builder.transfer("a", "b", 1)
+        if number % 3 == 2:
+            builder.transfer("b", "a", 1)
+        builder.seal()
+    return builder
+
+
+def versions(rows: list[EntryRow]) -> list[int]:
+    return [row.version for row in rows]
+
+
+async def test_entries_are_the_versions(database: str) -> None:
+    """
+    Each version appears once, in order, with a balance that follows from the one before.
+    """
+    async with history_of(database, busy_ledger()) as history:
+        rows = await history.entries_after("a", 0, 100)
+
+    assert versions(rows) == list(range(1, 14))
+    balance = 0
+    for row in rows:
+        balance += -row.amount if row.is_debit else row.amount
+        assert row.balance == balance
+    assert {row.counterparty for row in rows[1:]} == {"b"}
+    first = rows[0]
+    assert (first.counterparty, first.transfer_type) == (None, TransferType.DEPOSIT)
+    assert (first.reference, first.metadata, first.at_us) == ("first", '{"k":1}', START_US + 1)
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5, 100])
+async def test_pages_meet(database: str, limit: int) -> None:
+    """
+    Pages in either direction give every entry once, whatever their size.
+    """
+    async with history_of(database, busy_ledger()) as history:
+        forward: list[int] = []
+        while page := await history.entries_after("a", forward[-1] if forward else 0, limit):
+            forward += versions(page)
+        backward: list[int] = []
+        while page := await history.entries_before("a", backward[-1] if backward else None, limit):
+            backward += versions(page)
+
+    assert forward == list(range(1, 14))
+    assert backward == forward[::-1]
+
+
+async def test_wallets_by_id(database: str) -> None:
+    """
+    A merchant's wallets come in the order of their ids, and nobody else's among them.
+    """
+    builder = JournalBuilder()
+    builder.start_epoch()
+    for wallet_id in ("b", "B", "a:2", "a"):
+        builder.open_wallet(wallet_id)
+    builder.decided(WalletOpened("aa", "globex", "EUR", 0))
+    builder.deposit("a", 7)
+    builder.set_status("b", WalletStatus.FROZEN)
+    builder.seal()
+    async with history_of(database, builder) as history:
+        first = await history.wallets_of("acme", after="", limit=3)
+        rest = await history.wallets_of("acme", after=first[-1].wallet_id, limit=3)
+        row = await history.wallet("a")
+
+    assert [row.wallet_id for row in first + rest] == ["B", "a", "a:2", "b"]
+    assert row == first[1]
+    assert (row.posted, row.version, row.sequence) == (7, 1, 2)
+    assert rest[0].status == WalletStatus.FROZEN
+
+
+async def test_finds_what_is_projected_and_what_is_not(database: str) -> None:
+    """
+    A transfer reads the same from the tables as from the journal's tail.
+    """
+    builder = busy_ledger()
+    posted = builder.transfer("a", "b", 7, reference="é\u0001", metadata='{"z":"é"}')
+    rejected = builder.rejected("b", "a", 1_000)
+    builder.seal()
+    async with history_of(database, builder, watermark=builder.sequence - 1) as history:
+        from_tail = [await history.transfer(d.transfer_id) for d in (posted, rejected)]
+        await execute(database, "DELETE FROM wallets; DELETE FROM transfers; DELETE FROM watermark")
+        conn = await connect(database, application_name="tests")
+        await project(conn, builder)
+        await conn.close()
+        from_tables = [await history.transfer(d.transfer_id) for d in (posted, rejected)]
+
+    assert from_tail == from_tables
+    first, second = from_tail
+    assert first is not None
+    assert (first.source, first.destination) == (
+        TransferSide("a", "acme", posted.source_balance, posted.source_version),
+        TransferSide("b", "acme", posted.destination_balance, posted.destination_version),
+    )
+    assert (first.reason, first.reference, first.sequence) == (None, "é\u0001", builder.sequence)
+    assert second is not None
+    assert second.reason == RejectReason.INSUFFICIENT_FUNDS
+    assert second.source == TransferSide("b", "acme", None, None)
+
+
+async def test_finds_it_before_anything_is_projected(database: str) -> None:
+    """
+    A shard whose tables have not begun has all its transfers in the tail.
+    """
+    builder = busy_ledger()
+    deposit = builder.deposit("b", 5)
+    builder.seal()
+    async with history_of(database, builder, watermark=0) as history:
+        await execute(database, "DELETE FROM watermark")
+        found = await history.transfer(deposit.transfer_id)
+
+    assert found is not None
+    assert found.source is None
+    assert found.destination == TransferSide(
+        "b", None, deposit.destination_balance, deposit.destination_version
+    )
+
+
+async def test_unknown_is_unknown(database: str) -> None:
+    """
+    An id that nobody made is found nowhere.
+    """
+    async with history_of(database, busy_ledger(), watermark=1) as history:
+        assert await history.transfer(bytes(16)) is None
+        assert await history.wallet("z") is None
+        assert await history.entries_after("z", 0, 10) == []
+
+
+async def test_progress_of_shards(database: str) -> None:
+    """
+    A shard's row says how far its journal and its tables are.
+    """
+    builder = busy_ledger()
+    async with history_of(database, builder, watermark=3) as history:
+        assert await history.shards() == [ShardProgress(0, "active", 1, None, 11, 3)]
+        assert await history.watermarks() == {0: 3}
+
+
+async def test_says_when_it_cannot_be_read(database: str) -> None:
+    """
+    Whatever goes wrong below is one exception here.
+    """
+    history = await History.open(database, connections_max=1, timeout_ms=10_000)
+    await execute(database, "ALTER TABLE watermark RENAME TO elsewhere")
+    with pytest.raises(StoreUnavailable, match="UndefinedTableError"):
+        await history.watermarks()
+    await execute(database, "ALTER TABLE elsewhere RENAME TO watermark")
+    assert await history.watermarks() == {}
+    history.close()
+
+
+async def test_a_slow_read_ends(database: str) -> None:
+    """
+    A read that has to wait for too long is given up.
+    """
+    history = await History.open(database, connections_max=1, timeout_ms=100)
+    conn = await connect(database, application_name="tests")
+    try:
+        await conn.execute("BEGIN; LOCK TABLE watermark")
+        with pytest.raises(StoreUnavailable):
+            await asyncio.wait_for(history.watermarks(), 10)
+    finally:
+        await conn.close()
+        history.close()

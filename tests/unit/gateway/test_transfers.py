@@ -1,0 +1,194 @@
+"""
+Goal: what came of a movement is shown from the caller's side, and only to those it concerns.
+Method: commands and results of one transfer, seen by its two merchants and a third.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from gateway.identifiers import uuid_text
+from gateway.reply import encode
+from gateway.transfers import (
+    is_replay,
+    move_command,
+    moved_transfer,
+    rejection,
+    reuse_error,
+    visible_transfer,
+)
+from gateway.wire import DepositRequest, Transfer, TransferRequest, WithdrawalRequest
+from processor.core.commands import TransferType
+from processor.core.reject_reason import RejectReason
+from processor.flow.frames import KeyReused, Posted, Rejected
+from processor.storage.history import TransferFound, TransferSide
+
+COMMAND = move_command(TransferRequest("a", "b", 5, "EUR", "ref", {"k": 1}), "acme", "key")
+AT_US = 1_700_000_000_000_000
+
+FOUND = TransferFound(
+    bytes(16),
+    TransferType.TRANSFER,
+    None,
+    "acme",
+    TransferSide("a", "acme", 95, 3),
+    TransferSide("b", "globex", 5, 1),
+    "EUR",
+    5,
+    "ref",
+    '{"k":1}',
+    0,
+    8,
+    AT_US,
+)
+
+
+def shown(value: Any) -> Any:
+    return json.loads(encode(value))
+
+
+def seen(found: TransferFound, merchant_id: str) -> Transfer:
+    transfer = visible_transfer(found, merchant_id)
+    assert transfer is not None
+    return transfer
+
+
+def posted(transfer_id: bytes, *, repeated: bool = False) -> Posted:
+    return Posted(transfer_id, 8, AT_US, 95, 3, repeated)
+
+
+def test_commands_name_the_callers_side() -> None:
+    """
+    A deposit has no source and a withdrawal no destination, and their keys differ by wallet.
+    """
+    deposit = move_command(DepositRequest("a", 5, "EUR"), "acme", "key")
+    withdrawal = move_command(WithdrawalRequest("a", 5, "EUR"), "acme", "key")
+
+    assert (deposit.transfer_type, deposit.source, deposit.destination) == (2, "", "a")
+    assert (withdrawal.transfer_type, withdrawal.source, withdrawal.destination) == (3, "a", "")
+    assert deposit.key == withdrawal.key == COMMAND.key
+    assert move_command(DepositRequest("b", 5, "EUR"), "acme", "key").key != COMMAND.key
+    assert move_command(DepositRequest("a", 5, "EUR"), "globex", "key").key != COMMAND.key
+
+
+def test_shows_what_was_posted() -> None:
+    """
+    The reply repeats the request, and adds the balance, the version and the time.
+    """
+    assert shown(moved_transfer(COMMAND, posted(COMMAND.transfer_id))) == {
+        "id": uuid_text(COMMAND.transfer_id),
+        "type": "transfer",
+        "status": "posted",
+        "reason": None,
+        "source": "a",
+        "destination": "b",
+        "amount": 5,
+        "currency": "EUR",
+        "reference": "ref",
+        "metadata": {"k": 1},
+        "balance": 95,
+        "version": 3,
+        "shard": 0,
+        "sequence": 8,
+        "created_at": "2023-11-14T22:13:20.000000Z",
+    }
+
+
+@pytest.mark.parametrize("reason", [r for r in RejectReason if r < RejectReason.WALLET_UNKNOWN])
+def test_shows_what_was_rejected(reason: RejectReason) -> None:
+    """
+    Each reason of the ledger is a problem with the transfer inside, and no balance.
+    """
+    result = Rejected(COMMAND.transfer_id, 8, AT_US, reason, repeated=False)
+
+    refusal = rejection(COMMAND, result)
+
+    transfer = shown(refusal.body())["transfer"]
+    assert (refusal.kind.code, transfer["reason"]) == (reason.code, reason.code)
+    assert (transfer["status"], transfer["balance"], transfer["version"]) == (
+        "rejected",
+        None,
+        None,
+    )
+    assert refusal.headers == ()
+
+
+def test_a_replay_is_another_requests_transfer() -> None:
+    """
+    What the gateway itself sent twice is the first answer, not a replay.
+    """
+    own, other = COMMAND.transfer_id, bytes(16)
+
+    assert not is_replay(COMMAND, posted(own))
+    assert not is_replay(COMMAND, posted(own, repeated=True))
+    assert is_replay(COMMAND, posted(other, repeated=True))
+    replayed = rejection(COMMAND, Rejected(other, 8, AT_US, 100, repeated=True))
+    assert replayed.headers == ((b"idempotent-replayed", b"true"),)
+
+
+@pytest.mark.parametrize(
+    ("field", "pointer"), [("amount", "/amount"), ("source", "/source"), ("type", "")]
+)
+def test_points_at_what_differs(field: str, pointer: str) -> None:
+    """
+    A key that was used for something else points at the difference.
+    """
+    assert reuse_error(KeyReused(field)).pointer == pointer
+
+
+def test_each_side_sees_its_own_balance() -> None:
+    """
+    The one who paid and the one who was paid see the same transfer with different balances.
+    """
+    payer, payee = seen(FOUND, "acme"), seen(FOUND, "globex")
+
+    assert (payer.balance, payer.version) == (95, 3)
+    assert (payee.balance, payee.version) == (5, 1)
+    same = msgspec.structs.replace(payee, balance=95, version=3)
+    assert shown(same) == shown(payer)
+
+
+def test_nobody_else_sees_it() -> None:
+    """
+    For a third merchant there is no such transfer.
+    """
+    assert visible_transfer(FOUND, "initech") is None
+
+
+def test_a_rejection_concerns_who_asked() -> None:
+    """
+    What did not happen is not in anybody else's history.
+    """
+    rejected = msgspec.structs.replace(FOUND, reason=RejectReason.INSUFFICIENT_FUNDS)
+
+    assert seen(rejected, "acme").reason == "insufficient_funds"
+    assert visible_transfer(rejected, "globex") is None
+
+
+def test_a_deposit_shows_its_only_wallet() -> None:
+    """
+    Outside money has no wallet to show, and the balance is the one that grew.
+    """
+    deposit = msgspec.structs.replace(
+        FOUND,
+        transfer_type=TransferType.DEPOSIT,
+        source=None,
+        destination=TransferSide("a", None, 100, 1),
+    )
+
+    transfer = seen(deposit, "acme")
+
+    assert (transfer.type, transfer.source, transfer.balance) == ("deposit", None, 100)
+
+
+def test_no_metadata_is_an_empty_object() -> None:
+    """
+    A reader finds an object in any case.
+    """
+    bare = msgspec.structs.replace(FOUND, metadata=None)
+
+    assert shown(seen(bare, "acme"))["metadata"] == {}
