@@ -123,7 +123,7 @@ class Supervisor:
             raise
         assert self.running is not None
         partial = self.data_dir / "running.json.new"
-        partial.write_bytes(msgspec.json.encode(self.running))
+        _write_private(partial, msgspec.json.encode(self.running))
         partial.rename(running_file(self.data_dir))
         return self.running
 
@@ -315,8 +315,15 @@ async def _make_first_key(dsn: str, path: Path) -> str | None:
         _, text = await create_key(connection, FIRST_MERCHANT, set(Scope), "miliano up")
     finally:
         await connection.close()
+    _write_private(path, f"{text}\n".encode())
+    return text
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """
+    Write a file that only its owner reads.
+    """
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text + "\n")
-    return text
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)

@@ -79,13 +79,16 @@ class WriteBehind:
                 projection.close()
 
     async def _step_for_ever(self, projection: Projection) -> None:
-        poll_ms = self._settings.poll_ms
+        # A pause between rounds makes them larger: each costs a transaction, whatever its size.
+        pause_ms = self._settings.pause_ms
         while True:
             if await projection.step():
-                poll_ms = self._settings.poll_ms
+                pause_ms = self._settings.pause_ms
+                if projection.cut_short:
+                    continue
             else:
-                await asyncio.sleep(poll_ms / 1000)
-                poll_ms = min(poll_ms * 2, self._settings.poll_ms_max)
+                pause_ms = min(pause_ms * 2, self._settings.pause_ms_max)
+            await asyncio.sleep(pause_ms / 1000)
 
     async def _halt(self, shard_id: int, reason: str) -> None:
         log.critical("projection refused, shard halts", shard_id=shard_id, reason=reason)

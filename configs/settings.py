@@ -61,8 +61,8 @@ class ShardSettings(Section, frozen=True, kw_only=True):
 class WriteBehindSettings(Section, frozen=True, kw_only=True):
     records_max: int = 256
     commands_max: int = 20_000
-    poll_ms: int = 10
-    poll_ms_max: int = 200
+    pause_ms: int = 25  # Between rounds; histories are late by this much.
+    pause_ms_max: int = 200
 
 
 class GatewaySettings(Section, frozen=True, kw_only=True):

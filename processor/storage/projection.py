@@ -207,6 +207,7 @@ class Projection:
     def __init__(self, dsn: str, shard_id: int, settings: WriteBehindSettings) -> None:
         self.shard_id = shard_id
         self.watermark = 0
+        self.cut_short = False  # The last step met a bound; more is waiting.
         self._dsn = dsn
         self._settings = settings
         self._chain = GENESIS_CHAIN
@@ -273,6 +274,7 @@ class Projection:
                 break
         await self._write(round_, sequence, chain)
         self.watermark, self._chain = sequence, chain
+        self.cut_short = count < len(rows) or count == self._settings.records_max
         return count
 
     async def _write(self, round_: Round, sequence: int, chain: bytes) -> None:
