@@ -1,46 +1,44 @@
-# Everything runs from .venv, which `make install` makes from the hashed lock.
-# Needs python3.11 with venv, make and git.
+# What one does with this project. `make help` lists it.
 
-PYTHON := $(shell command -v python3.11 || command -v python3)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
-INSTALLED := .venv/installed
+INSTALLED := .venv/.installed
 
-.DEFAULT_GOAL := help
-.PHONY: help install demo test check fmt up clean
+.PHONY: help install up demo load test check fmt clean
 
-help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+help:  ## List the targets.
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
 
-install: $(INSTALLED) ## make .venv, pinned and hashed
+install: $(INSTALLED)  ## Make .venv with every dependency, pinned by hash.
 
+# Only a change of what is to be installed repeats it.
 $(INSTALLED): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
-		|| { echo "Python 3.11 is needed: install python3.11 and python3.11-venv"; exit 1; }
-	$(PYTHON) -m venv .venv \
-		|| { echo "venv is needed: install python3.11-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: install ## pay 10,000 rows, kill the shard half-way, verify the books
-	$(BIN)/python -m examples.demo
+up: install  ## Run a ledger here; Ctrl-C stops it, the data stays in .miliano.
+	$(BIN)/miliano up
 
-test: install ## all tests
+demo: install  ## Pay 10,000 salaries, crash half-way, prove the books.
+	$(BIN)/python examples/demo.py
+
+load: install  ## Measure single transfers for ten seconds.
+	$(BIN)/python -m loadtests single --seconds 10
+
+test: install  ## Run every test.
 	$(BIN)/python -m pytest
 
-check: install ## lint, format, types, and the rules of the tree
+check: install  ## Lint, formatting and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_tidy.py
 
-fmt: install ## format and fix what can be fixed
-	$(BIN)/ruff check --fix .
+fmt: install  ## Format the source and mend what the linter can.
+	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-up: install ## run a ledger here until Ctrl-C
-	$(BIN)/miliano up
-
-clean: ## remove .venv, caches and the demo's data; a ledger's data stays
-	rm -rf .venv .miliano-demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+clean:  ## Remove caches and the demo's data; .venv and .miliano stay.
+	rm -rf .miliano-demo .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks build dist
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,11 +1,11 @@
 """
-Pays a file of 10,000 salaries, kills the shard with -9 half-way, and checks the books.
+Pays 10,000 salaries, kills the shard half-way, and proves that nothing was lost or paid twice.
 
-    python -m examples.demo
+Everything is done as a user does it: the command line and HTTP. It starts a ledger of its own in
+`.miliano-demo`, with Ray and the embedded Postgres, and leaves no process behind. It ends with 0
+only if every number came out as it had to.
 
-Everything is real: Ray, Postgres, HTTP, a process that gets SIGKILL. It works in the folder
-`.miliano-demo`, which it makes anew, and ends with exit code 0 only if every row is accounted for,
-`miliano verify` finds the books balanced, and no process of it is left.
+    make demo
 """
 
 from __future__ import annotations
@@ -18,272 +18,335 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
-import httpx2
+from make_payouts import CLOSED, LOCKED, SOURCE
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from examples import make_payouts
-from loadtests.http_load import post, send_all
+HERE = Path(__file__).resolve().parent
+PAYOUTS = HERE / "payouts.csv"
+DATA_DIR = HERE.parent / ".miliano-demo"
+MILIANO = Path(sys.executable).with_name("miliano")
 
-ROOT = Path(__file__).resolve().parent.parent
-DATA_DIR = ROOT / ".miliano-demo"
-FILE = ROOT / "examples" / "payouts.csv"
-CURRENCY = "EUR"
-FUNDS = 40_000_000_00  # Forty million euros, in cents.
-ROWS_PER_SECOND = 4_000  # Slow enough to be interrupted half-way.
-CONNECTIONS = 32
-FINISH_S_MAX = 120.0
-LOOK_S = 0.05
+EMPLOYEES = [f"emp-{number:06d}" for number in range(1, 9_946)]
+ROWS, PAID, INVALID, REFUSED = 10_000, 9_938, 47, 15  # What the file holds; see make_payouts.
+REFERENCE = "salaries-2026-05"
+ROWS_PER_SECOND = 4_000  # So slow that half-way can be seen.
+CONNECTIONS = 64
+WAIT_S_MAX = 60.0
 
-console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+console = Console(highlight=False, soft_wrap=True)
+started = time.monotonic()
 
 
-class DemoFailed(Exception):
+class Wrong(Exception):
     """
-    Something that the demo shows did not hold.
+    Something did not come out as it had to.
     """
 
 
 def main() -> int:
+    console.rule("[bold]Miliano: 10,000 salaries and a crash")
     shutil.rmtree(DATA_DIR, ignore_errors=True)
-    started = time.monotonic()
-    step("Starting Postgres, Ray, a shard, the write-behind and the gateway")
-    up = subprocess.Popen(
-        miliano("up", "--json", "--port", "0"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    )
     try:
-        assert up.stdout is not None
-        line = up.stdout.readline()
-        if not line:
-            raise DemoFailed(f"the ledger did not start: run `miliano up --data-dir {DATA_DIR}`")
-        running = json.loads(line)
-        say(f"ready at {running['url']}")
-        run_demo(running)
-        processes = descendants(up.pid)
-    except DemoFailed as failure:
-        console.print(f"[bold red]failed:[/] {failure}")
+        with running_ledger() as ledger:
+            tell_story(ledger)
+        left = processes_left()
+        require(not left, f"processes are left: {left}")
+        tell("the ledger is stopped; no process of it is left")
+    except Wrong as wrong:
+        console.print(f"[bold red]FAILED[/] {wrong}; logs are in {DATA_DIR / 'log'}")
         return 1
-    finally:
-        step("Stopping everything")
-        up.send_signal(signal.SIGTERM)
-        up.wait()
-    left = [pid for pid in processes if is_alive(pid)]
-    if left:
-        console.print(f"[bold red]failed:[/] processes are left: {left}")
-        return 1
-    say(f"no process is left; {time.monotonic() - started:.0f} s in all")
+    console.rule(f"[bold green]done in {time.monotonic() - started:.0f} s")
     return 0
 
 
-def run_demo(running: dict[str, Any]) -> None:
-    key = Path(running["key_file"]).read_text().strip()
-    with httpx2.Client(
-        base_url=running["url"], headers={"Authorization": f"Bearer {key}"}, timeout=30
-    ) as ledger:
-        prepare_wallets(ledger, running["url"], key)
-        shard_pid = shard_process()
-        batch_id = submit(ledger)
-        kill_half_way(ledger, batch_id, shard_pid)
-        batch = finish(ledger, batch_id)
-    report(batch)
-    verify()
+def tell_story(ledger: Ledger) -> None:
+    tell(f"opening the company's wallet and {len(EMPLOYEES):,} employees' wallets")
+    begun = time.monotonic()
+    ledger.open_wallets([SOURCE, *EMPLOYEES])
+    tell(f"  {(len(EMPLOYEES) + 1) / (time.monotonic() - begun):,.0f} wallets/s")
+    for wallets, status in ((CLOSED, "closed"), (LOCKED, "locked")):
+        for wallet in wallets:
+            ledger.call("PATCH", f"/v1/wallets/{wallet}", {"status": status})
+
+    report = ledger.submit(validate_only=True)["report"]
+    amount = report["amount"]
+    tell(f"{PAYOUTS.name} checked: {report['rows_valid']:,} rows can be paid, together")
+    tell(f"  {euros(amount)}; {report['rows_invalid']} cannot, among them:")
+    for error in report["errors"][:3]:
+        tell(f"  row {error['row_number']}: {error['message']}")
+    deposit = {"destination": SOURCE, "amount": amount, "currency": "EUR"}
+    ledger.call("POST", "/v1/deposits", deposit, key="demo-funding")
+
+    shard = ledger.miliano("status")["shards"][0]
+    batch_id = ledger.submit()["batch"]["id"]
+    tell(f"batch submitted, at most {ROWS_PER_SECOND:,} rows/s")
+    crash_half_way(ledger, batch_id, shard)
+    batch = ledger.wait_until(batch_id, lambda found: found["state"] != "processing")
+    show_batch(batch)
+    check_batch(ledger, batch, amount)
+
+    verdict = ledger.miliano("verify")
+    require(verdict["balanced"], f"the books differ: {verdict['differences']}")
+    console.print("           [bold green]books balanced[/]", end="")
+    console.print(f" over {verdict['records']:,} journal records, worked out again from the first")
 
 
-def prepare_wallets(ledger: httpx2.Client, url: str, key: str) -> None:
-    wallets = [make_payouts.SOURCE, *make_payouts.wallets()]
-    step(f"Opening {len(wallets):,} wallets")
-    opened = time.monotonic()
-    asyncio.run(open_wallets(url, key, wallets))
-    say(f"{len(wallets) / (time.monotonic() - opened):,.0f} a second")
-    for wallet_ids, status in ((make_payouts.CLOSED, "closed"), (make_payouts.LOCKED, "locked")):
-        for wallet_id in wallet_ids:
-            expect(ledger.patch(f"/v1/wallets/{wallet_id}", json={"status": status}))
-    expect(
-        ledger.post(
-            "/v1/deposits",
-            json={"destination": make_payouts.SOURCE, "amount": FUNDS, "currency": CURRENCY},
-            headers={"Idempotency-Key": "demo-funds"},
-        )
+def crash_half_way(ledger: Ledger, batch_id: str, shard: dict[str, Any]) -> None:
+    """
+    Kill the shard's process, and measure how long no wallet can be reached.
+    """
+    batch = ledger.wait_until(batch_id, lambda found: done_count(found) >= ROWS // 2)
+    os.kill(shard["pid"], signal.SIGKILL)
+    killed_at = time.monotonic()
+    tell(f"[bold red]kill -9[/] of the shard (pid {shard['pid']}) after {done_count(batch):,} rows")
+    ledger.wait_until_reached(SOURCE)
+    outage_s = time.monotonic() - killed_at
+    now = ledger.wait_until_epoch_after(shard["epoch"])
+    tell(
+        f"[bold green]recovered[/] by itself: epoch {shard['epoch']} -> {now['epoch']}, pid"
+        f" {now['pid']}, {outage_s:.1f} s without service; the batch goes on"
     )
-    say(f"{make_payouts.SOURCE} holds {money(FUNDS)}")
 
 
-async def open_wallets(url: str, key: str, wallets: list[str]) -> None:
-    host, _, port = url.removeprefix("http://").rpartition(":")
-    requests = [
-        post(
-            "/v1/wallets",
-            host,
-            key,
-            json.dumps({"wallet_id": wallet_id, "currency": CURRENCY}).encode(),
-        )
-        for wallet_id in wallets
-    ]
-    statuses = await send_all(host, int(port), requests, connections=CONNECTIONS)
-    if set(statuses) != {201}:
-        raise DemoFailed(f"wallets were not opened: {dict(statuses)}")
-
-
-def submit(ledger: httpx2.Client) -> str:
-    step(f"Submitting {FILE.relative_to(ROOT)}")
-    reply = expect(
-        ledger.post(
-            "/v1/payout-batches",
-            params={
-                "reference": "salaries-demo",
-                "source": make_payouts.SOURCE,
-                "currency": CURRENCY,
-                "on_invalid": "skip_rows",
-                "rows_per_second_max": ROWS_PER_SECOND,
-            },
-            content=FILE.read_bytes(),
-            headers={"Content-Type": "text/csv"},
-        )
-    )
-    found = reply["report"]
-    say(f"{found['rows']:,} rows, {found['rows_invalid']} of them refused before anything is paid:")
-    for error in found["errors"][:4]:
-        say(f"  row {error['row_number']}: {error['message']}")
-    say(f"  … and {found['errors_total'] - 4} more")
-    return str(reply["batch"]["id"])
-
-
-def kill_half_way(ledger: httpx2.Client, batch_id: str, shard_pid: int) -> None:
-    step("Killing the shard's process with SIGKILL half-way")
-    epoch = shard_health(ledger)["epoch"]
-    while read(ledger, batch_id)["counts"]["paid"] < make_payouts.ROW_COUNT // 2:
-        time.sleep(LOOK_S)
-    os.kill(shard_pid, signal.SIGKILL)
-    killed = time.monotonic()
-    counts = read(ledger, batch_id)["counts"]
-    say(
-        f"killed process {shard_pid} with {counts['paid']:,} rows paid "
-        f"and {counts['pending']:,} to go"
-    )
-    if not counts["pending"]:
-        raise DemoFailed("the batch was finished before the shard was killed")
-    while time.monotonic() - killed < FINISH_S_MAX:
-        after = shard_health(ledger)
-        if after["connected"] and after["epoch"] > epoch:
-            say(
-                f"a new process serves as epoch {after['epoch']} after "
-                f"{time.monotonic() - killed:.1f} s; the batch goes on by itself"
-            )
-            return
-        time.sleep(LOOK_S)
-    raise DemoFailed("the shard did not come back")
-
-
-def finish(ledger: httpx2.Client, batch_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + FINISH_S_MAX
-    shown_at = 0.0
-    while time.monotonic() < deadline:
-        batch = read(ledger, batch_id)
-        if batch["state"] != "processing":
-            return batch
-        if time.monotonic() - shown_at > 1:
-            shown_at = time.monotonic()
-            say(f"{batch['counts']['paid']:,} rows paid")
-        time.sleep(LOOK_S)
-    raise DemoFailed("the batch did not finish")
-
-
-def report(batch: dict[str, Any]) -> None:
-    step("The report")
+def check_batch(ledger: Ledger, batch: dict[str, Any], funded: int) -> None:
+    """
+    Compare what happened with what the file holds, and submit it once more.
+    """
     counts, amounts = batch["counts"], batch["amounts"]
-    refused = counts["failed"] - counts["invalid"]
-    table = Table(show_edge=False)
-    table.add_column("rows")
-    table.add_column("count", justify="right")
+    found = (counts["total"], counts["paid"], counts["invalid"], refused_count(counts))
+    require(found == (ROWS, PAID, INVALID, REFUSED), f"rows: {counts}")
+    balance = ledger.call("GET", f"/v1/wallets/{SOURCE}")["balance"]
+    require(balance == funded - amounts["paid"], f"{SOURCE} has {euros(balance)}")
+    again = ledger.submit()["batch"]
+    require(again["id"] == batch["id"] and again["amounts"] == amounts, "a second batch was made")
+    tell("the same file submitted again: the same batch, nothing is paid twice")
+
+
+def show_batch(batch: dict[str, Any]) -> None:
+    counts, amounts = batch["counts"], batch["amounts"]
+    table = Table(box=SIMPLE_HEAD, show_edge=False, title=f"batch {batch['reference']}")
+    table.add_column("")
+    table.add_column("rows", justify="right")
     table.add_column("amount", justify="right")
-    table.add_row("paid, each once", f"{counts['paid']:,}", money(amounts["paid"]))
-    table.add_row("failed: refused by the check", f"{counts['invalid']:,}", "")
-    table.add_row("failed: refused by the ledger", f"{refused:,}", money(amounts["failed"]))
-    table.add_row("pending", f"{counts['pending']:,}", money(amounts["pending"]))
-    table.add_row("[bold]total", f"[bold]{counts['total']:,}", "")
+    for name, count, amount in (
+        ("paid", counts["paid"], euros(amounts["paid"])),
+        ("failed in the check of the file", counts["invalid"], ""),
+        ("failed in the ledger", refused_count(counts), euros(amounts["failed"])),
+        ("total", counts["total"], euros(amounts["total"])),
+    ):
+        table.add_row(name, f"{count:,}", amount)
     console.print(table)
-    accounted = counts["paid"] + counts["failed"]
-    if counts["pending"] or not accounted == counts["total"] == make_payouts.ROW_COUNT:
-        raise DemoFailed("the rows do not add up")
-    say(f"{accounted:,} rows accounted for; the batch is {batch['state'].replace('_', ' ')}")
+    begun, finished = (datetime.fromisoformat(batch[at]) for at in ("created_at", "finished_at"))
+    seconds = (finished - begun).total_seconds()
+    tell(f"{counts['total'] / seconds:,.0f} rows/s over {seconds:.1f} s, the crash included")
 
 
-def verify() -> None:
-    step("miliano verify: the journal again, in other code")
-    done = subprocess.run(miliano("verify"), cwd=ROOT, capture_output=True, text=True, check=False)
-    sys.stdout.write(done.stdout)
-    if done.returncode != 0:
-        raise DemoFailed(f"the books do not balance\n{done.stderr}")
+def done_count(batch: dict[str, Any]) -> int:
+    counts = batch["counts"]
+    return int(counts["paid"] + counts["failed"])
 
 
-def shard_process() -> int:
-    done = subprocess.run(
-        miliano("status", "--json"), cwd=ROOT, capture_output=True, text=True, check=False
+def refused_count(counts: dict[str, Any]) -> int:
+    return int(counts["failed"] - counts["invalid"])
+
+
+def euros(cents: int) -> str:
+    return f"{cents // 100:,}.{cents % 100:02d} EUR"
+
+
+def tell(text: str) -> None:
+    """
+    Print a line with the time since the start.
+    """
+    console.print(f"[dim]{time.monotonic() - started:6.1f} s[/]  {text}")
+
+
+def require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise Wrong(otherwise)
+
+
+class Ledger:
+    """
+    The demo's ledger, over HTTP and the command line.
+    """
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self.key = key
+
+    def miliano(self, *arguments: str) -> Any:
+        """
+        Run a command and return its JSON document.
+        """
+        ran = subprocess.run(
+            [MILIANO, *arguments, "--json", "--data-dir", DATA_DIR],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        require(bool(ran.stdout), f"miliano {' '.join(arguments)}: {ran.stderr}")
+        return json.loads(ran.stdout)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        key: str | None = None,
+    ) -> Any:
+        """
+        Make one request and return the body of its reply.
+        """
+        content = None if body is None else json.dumps(body).encode()
+        return self._send(method, path, content, "application/json", key)
+
+    def submit(self, *, validate_only: bool = False) -> Any:
+        """
+        Submit the file; rows that are wrong fail alone.
+        """
+        query = {
+            "reference": REFERENCE,
+            "source": SOURCE,
+            "currency": "EUR",
+            "on_invalid": "skip_rows",
+            "rows_per_second_max": ROWS_PER_SECOND,
+        }
+        if validate_only:
+            query["validate_only"] = "true"
+        path = f"/v1/payout-batches?{urlencode(query)}"
+        return self._send("POST", path, PAYOUTS.read_bytes(), "text/csv", None)
+
+    def wait_until(
+        self, batch_id: str, is_there: Callable[[dict[str, Any]], bool]
+    ) -> dict[str, Any]:
+        """
+        Look at the batch until it is as wanted.
+        """
+        deadline = time.monotonic() + WAIT_S_MAX
+        while time.monotonic() < deadline:
+            batch: dict[str, Any] = self.call("GET", f"/v1/payout-batches/{batch_id}")
+            if is_there(batch):
+                return batch
+            time.sleep(0.02)
+        raise Wrong(f"the batch stays at {batch['counts']}")
+
+    def wait_until_reached(self, wallet: str) -> None:
+        """
+        Read a wallet again and again until its shard answers.
+        """
+        deadline = time.monotonic() + WAIT_S_MAX
+        while time.monotonic() < deadline:
+            try:
+                self.call("GET", f"/v1/wallets/{wallet}")
+                return
+            except Wrong:
+                time.sleep(0.02)
+        raise Wrong("the shard does not come back")
+
+    def wait_until_epoch_after(self, epoch: int) -> dict[str, Any]:
+        """
+        Ask for the status until the shard has a later epoch: somebody has taken it over.
+        """
+        deadline = time.monotonic() + WAIT_S_MAX
+        while time.monotonic() < deadline:
+            shard: dict[str, Any] = self.miliano("status")["shards"][0]
+            if shard["epoch"] > epoch and shard["phase"] == "serving":
+                return shard
+        raise Wrong("the shard was not taken over")
+
+    def open_wallets(self, wallets: list[str]) -> None:
+        """
+        Open wallets one by one, over many connections at once.
+        """
+        asyncio.run(self._open_wallets(iter(wallets)))
+
+    async def _open_wallets(self, wallets: Iterator[str]) -> None:
+        await asyncio.gather(*(self._open_from(wallets) for _ in range(CONNECTIONS)))
+
+    async def _open_from(self, wallets: Iterator[str]) -> None:
+        address = urlsplit(self.url)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        for wallet in wallets:
+            body = json.dumps({"wallet_id": wallet, "currency": "EUR"}).encode()
+            head = (
+                f"POST /v1/wallets HTTP/1.1\r\nhost: {address.netloc}\r\n"
+                f"authorization: Bearer {self.key}\r\ncontent-type: application/json\r\n"
+                f"content-length: {len(body)}\r\n\r\n"
+            )
+            writer.write(head.encode() + body)
+            reply = await reader.readuntil(b"\r\n\r\n")
+            length = reply.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+            content = await reader.readexactly(int(length))
+            require(reply.startswith(b"HTTP/1.1 201"), f"{wallet}: {content.decode()}")
+        writer.close()
+
+    def _send(
+        self, method: str, path: str, content: bytes | None, media_type: str, key: str | None
+    ) -> Any:
+        request = urllib.request.Request(f"{self.url}{path}", data=content, method=method)
+        request.add_header("authorization", f"Bearer {self.key}")
+        request.add_header("content-type", media_type)
+        if key is not None:
+            request.add_header("idempotency-key", key)
+        try:
+            with urllib.request.urlopen(request, timeout=WAIT_S_MAX) as reply:
+                return json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise Wrong(f"{method} {path}: {error.read().decode()}") from None
+
+
+@contextmanager
+def running_ledger() -> Iterator[Ledger]:
+    """
+    Run `miliano up` on a free port, and stop it at the end whatever happens.
+    """
+    tell("starting a fresh ledger: Postgres, Ray, a shard, a gateway")
+    process = subprocess.Popen(
+        [MILIANO, "up", "--json", "--port", "0", "--data-dir", DATA_DIR],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
     )
-    return int(json.loads(done.stdout)["shards"][0]["pid"])
-
-
-def shard_health(ledger: httpx2.Client) -> dict[str, Any]:
-    return dict(ledger.get("/v1/health").json()["shards"][0])
-
-
-def read(ledger: httpx2.Client, batch_id: str) -> dict[str, Any]:
-    return expect(ledger.get(f"/v1/payout-batches/{batch_id}"))
-
-
-def expect(reply: httpx2.Response) -> dict[str, Any]:
-    if not reply.is_success:
-        raise DemoFailed(f"{reply.request.url}: {reply.status_code} {reply.text}")
-    return dict(reply.json())
-
-
-def miliano(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gateway.cli", *arguments, "--data-dir", str(DATA_DIR)]
-
-
-def money(minor: int) -> str:
-    return f"{minor // 100:,}.{minor % 100:02d} {CURRENCY}"
-
-
-def descendants(root: int) -> list[int]:
-    """
-    List the processes that *root* started, and theirs.
-    """
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (entry / "stat").exists():
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            children.setdefault(parent, []).append(int(entry.name))
-    found, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        waiting += children.get(pid, [])
-    return found
-
-
-def is_alive(pid: int) -> bool:
+    assert process.stdout is not None
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
+        line = process.stdout.readline()
+        require(bool(line), "miliano up did not come up")
+        running = json.loads(line)
+        require("url" in running, line)
+        tell(f"ready at {running['url']}")
+        yield Ledger(running["url"], Path(running["key_file"]).read_text().strip())
+    finally:
+        process.terminate()
+        process.communicate()
+    require(process.returncode == 0, f"miliano up ended with {process.returncode}")
 
 
-def step(text: str) -> None:
-    console.print(f"\n[bold]{text}[/]")
+def processes_left() -> list[int]:
+    """
+    Find processes of this ledger by the data folder in their environment.
+    """
+    mark = f"MILIANO_CLUSTER_DATA_DIR={DATA_DIR}".encode()
 
+    def is_ours(process: Path) -> bool:
+        try:
+            return mark in (process / "environ").read_bytes().split(b"\0")
+        except OSError:
+            return False
 
-def say(text: str) -> None:
-    console.print(f"  {text}", soft_wrap=True)
+    return [int(found.name) for found in Path("/proc").glob("[0-9]*") if is_ours(found)]
 
 
 if __name__ == "__main__":

@@ -149,17 +149,19 @@ def _refuse_repeated(headers: Iterable[Header]) -> None:
 
 
 def _failure(scope: AsgiScope, error: Exception) -> Refusal:
+    """
+    Word an exception; a read that got no answer has changed nothing.
+    """
+    is_read = scope["method"] in ("GET", "HEAD")
     match error:
         case ShardOverloaded():
             seconds = max(1, math.ceil(error.retry_after_ms / 1000))
             return Refusal("overloaded", headers=((b"retry-after", b"%d" % seconds),))
         case ShardUnavailable():
             return Refusal("unavailable", headers=(_SOON,))
-        case OutcomeUnknown():
-            return Refusal("outcome_unknown")
-        case StoreUnavailable():
-            log.warning("store unavailable", path=scope["path"], error=str(error))
-            if scope["method"] in ("GET", "HEAD"):
+        case OutcomeUnknown() | StoreUnavailable():
+            log.warning("no answer", path=scope["path"], error=str(error))
+            if is_read:
                 return Refusal("unavailable", headers=(_SOON,))
             return Refusal("outcome_unknown")
         case _:

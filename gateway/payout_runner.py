@@ -113,7 +113,7 @@ class PayoutRunner:
             self._watcher.cancel()
             await asyncio.gather(self._watcher, return_exceptions=True)
         await self._drop_all()
-        await self._locks.close()
+        self._locks.close()
 
     def look(self) -> None:
         """

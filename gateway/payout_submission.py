@@ -29,6 +29,7 @@ from gateway.payout_wire import (
     PayoutWarning,
     SubmitPayoutBatchQuery,
     SubmitPayoutBatchRequest,
+    WarningCode,
 )
 from gateway.payouts import batch_of
 from gateway.problems import FieldError, Refusal
@@ -53,6 +54,7 @@ from processor.storage.payouts import (
     Duplicate,
     DuplicatesFound,
     NewBatch,
+    PayoutBatch,
     PayoutStore,
     ReferenceTaken,
     Submission,
@@ -78,11 +80,15 @@ class _Form(msgspec.Struct, frozen=True):
 
 
 async def submit_payout_batch(call: Call) -> Reply:
-    payouts = call.gateway.payouts
+    payouts, merchant_id = call.gateway.payouts, call.caller.merchant_id
     with payouts.upload():
         body = await payouts.bodies.read(call.headers, call.receive)
         form, items = _read_form(call, body)
-        source = await _source(call, form)
+        source = await read_wallet(call, form.source)
+        first = await payouts.store.by_reference(merchant_id, form.reference)
+        if first is None:
+            # What was submitted before is answered as it is, whatever its source is by now.
+            _require_usable(source, form)
         rules = PayoutRules(
             source=form.source,
             currency=form.currency,
@@ -91,12 +97,11 @@ async def submit_payout_batch(call: Call) -> Reply:
             rows_max=call.gateway.settings.payouts.rows_max,
         )
         check = PayoutCheck(rules)
-        rows = csv_rows([body], rules) if form.is_csv else json_rows(items)
-        pages = await _pages(check, rows)
+        pages = await _pages(check, csv_rows([body], rules) if form.is_csv else json_rows(items))
         report = _ReportOf(form, source, check)
         new = NewBatch(
             batch_id=uuid_utils.uuid7().bytes,
-            merchant_id=call.caller.merchant_id,
+            merchant_id=merchant_id,
             reference=form.reference,
             content_hash=check.content_hash,
             source=form.source,
@@ -106,12 +111,8 @@ async def submit_payout_batch(call: Call) -> Reply:
             pages=pages,
         )
         if form.validate_only:
-            return await _validated(payouts.store, new, report)
-        if report.is_refused:
-            if not check.report.file_refused:
-                report.add(await payouts.store.find_duplicates(new.merchant_id, pages))
-            raise report.refusal()
-        submission = await payouts.store.submit(new)
+            return await _validated(payouts.store, new, report, first)
+        submission = await _submit(payouts.store, new, report, first)
     payouts.runner.look()
     return _submitted(submission, report)
 
@@ -124,16 +125,30 @@ async def _pages(check: PayoutCheck, rows: Iterable[RawRow]) -> list[bytes]:
     return pages
 
 
-async def _validated(store: PayoutStore, new: NewBatch, report: _ReportOf) -> Reply:
-    first = await store.by_reference(new.merchant_id, new.reference)
+async def _submit(
+    store: PayoutStore, new: NewBatch, report: _ReportOf, first: PayoutBatch | None
+) -> Submission:
+    if report.is_unreadable:
+        raise report.refusal()
+    if first is not None:
+        same = first.content_hash == new.content_hash
+        return Submitted(first, repeated=True) if same else ReferenceTaken(first)
+    if report.is_refused:
+        report.add(await store.find_duplicates(new.merchant_id, new.pages))
+        raise report.refusal()
+    return await store.submit(new)
+
+
+async def _validated(
+    store: PayoutStore, new: NewBatch, report: _ReportOf, first: PayoutBatch | None
+) -> Reply:
     if first is None:
         report.add(await store.find_duplicates(new.merchant_id, new.pages))
-    elif first.content_hash == new.content_hash:
-        message = "This file was submitted before; sending it again changes nothing."
-        report.warnings.append(PayoutWarning("already_submitted", message))
+        report.warn_of_shortfall()
+    elif first.content_hash == new.content_hash and not report.is_unreadable:
+        report.warn("already_submitted", "This file was submitted before; it is not paid again.")
     else:
-        message = "This reference belongs to another batch; choose another one."
-        report.warnings.append(PayoutWarning("reference_taken", message))
+        report.warn("reference_taken", "This reference belongs to another batch; choose another.")
     return json_reply(200, PayoutSubmission(None, report.wire()))
 
 
@@ -150,6 +165,8 @@ def _submitted(submission: Submission, report: _ReportOf) -> Reply:
             raise report.refusal()
         case Submitted(batch, repeated, duplicates):
             report.add(duplicates)
+            if not repeated:
+                report.warn_of_shortfall()
             wire = batch_of(batch, datetime.now(UTC))
             location = (b"location", f"/v1/payout-batches/{wire.id}".encode())
             headers = (location, REPLAYED) if repeated else (location,)
@@ -209,19 +226,17 @@ def _form_errors(call: Call, form: _Form) -> Iterator[FieldError]:
         yield error("rows_per_second_max", "out_of_range", detail)
 
 
-async def _source(call: Call, form: _Form) -> WalletFound:
+def _require_usable(source: WalletFound, form: _Form) -> None:
     """
-    Read the wallet that pays; raises Refusal when every row would fail for it.
+    Raise Refusal when every row would fail for the wallet that pays.
     """
-    found = await read_wallet(call, form.source)
-    status = WalletStatus(found.status)
-    if found.currency != form.currency:
-        detail = f"{form.source} is in {found.currency}, the batch in {form.currency}."
+    status = WalletStatus(source.status)
+    if source.currency != form.currency:
+        detail = f"{form.source} is in {source.currency}, the batch in {form.currency}."
         raise Refusal("payout_source_unusable", detail)
     if status is not WalletStatus.OPEN:
         detail = f"{form.source} is {status.name.lower()}: nothing can be paid from it."
         raise Refusal("payout_source_unusable", detail)
-    return found
 
 
 class _ReportOf:
@@ -230,16 +245,23 @@ class _ReportOf:
     """
 
     def __init__(self, form: _Form, source: WalletFound, check: PayoutCheck) -> None:
-        self.warnings: list[PayoutWarning] = []
         self._form = form
         self._available = source.posted - source.minimum
         self._content_hash = check.content_hash
         self._report = check.report
+        self._warnings: list[PayoutWarning] = []
+
+    @property
+    def is_unreadable(self) -> bool:
+        return self._report.file_refused
 
     @property
     def is_refused(self) -> bool:
-        report, mode = self._report, self._form.on_invalid
-        return report.file_refused or (report.rows_invalid > 0 and mode == "reject_batch")
+        return self._report.rows_invalid > 0 and self._form.on_invalid == "reject_batch"
+
+    @property
+    def shortfall(self) -> int:
+        return max(0, self._report.amount - self._available)
 
     def add(self, duplicates: Iterable[Duplicate]) -> None:
         for duplicate in duplicates:
@@ -248,26 +270,29 @@ class _ReportOf:
             self._report.add(_duplicate_error(duplicate))
         self._report.errors.sort(key=lambda error: error.row_number)
 
+    def warn(self, code: WarningCode, message: str) -> None:
+        self._warnings.append(PayoutWarning(code, message))
+
+    def warn_of_shortfall(self) -> None:
+        if self.shortfall:
+            message = (
+                f"The source lacks {self.shortfall} minor units of the sum; without them the "
+                "last rows fail with insufficient_funds."
+            )
+            self.warn("funding_shortfall", message)
+
     def wire(self) -> PayoutReport:
         report = self._report
-        shortfall = max(0, report.amount - self._available)
-        warnings = list(self.warnings)
-        if shortfall:
-            message = (
-                f"The source lacks {shortfall} minor units of the sum; without them the last "
-                "rows fail with insufficient_funds."
-            )
-            warnings.append(PayoutWarning("funding_shortfall", message))
         return PayoutReport(
             rows=report.rows,
             rows_valid=report.rows_valid,
             rows_invalid=report.rows_invalid,
             amount=report.amount,
             available=self._available,
-            funding_shortfall=shortfall,
+            funding_shortfall=self.shortfall,
             currency=self._form.currency,
             content_hash=self._content_hash.hex(),
-            warnings=warnings,
+            warnings=self._warnings,
             errors_total=report.errors_total,
             errors=[_row_error(error) for error in report.errors],
         )

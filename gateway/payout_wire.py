@@ -45,6 +45,7 @@ RowsPerSecond = Annotated[
 ]
 ValidateOnly = Annotated[bool, Meta(description="Only report; nothing is stored or paid.")]
 BatchStateText = Literal["processing", "completed", "completed_with_failures", "failed"]
+WarningCode = Literal["funding_shortfall", "already_submitted", "reference_taken"]
 ItemStateText = Literal["pending", "paid", "failed"]
 
 
@@ -169,7 +170,7 @@ class PayoutRowError(msgspec.Struct, frozen=True):
 
 
 class PayoutWarning(msgspec.Struct, frozen=True):
-    code: Literal["funding_shortfall", "already_submitted", "reference_taken"]
+    code: WarningCode
     message: str
 
 

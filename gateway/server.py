@@ -7,8 +7,9 @@ that do not arrive in time. And it refuses as the API does, not in plain text.
 
 from __future__ import annotations
 
+import asyncio
 import gc
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -27,6 +28,38 @@ ARRIVAL_BYTES_A_SECOND_MIN = 64 * 1024  # A large body may take its time, a drip
 TICKS_A_LOOK = 10  # uvicorn ticks ten times a second.
 
 
+class JoiningTransport:
+    """
+    What uvicorn needs of a transport; what is written in one turn of the loop leaves together.
+
+    uvicorn writes a reply's head and body apart: two system calls and two packets, for one.
+    """
+
+    __slots__ = ("_loop", "_parts", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+
 class Protocol(HttpToolsProtocol):
     """
     One connection. `waiting_since` is set while a request is expected or arriving, and
@@ -38,6 +71,10 @@ class Protocol(HttpToolsProtocol):
         self.waiting_since: float | None = self.loop.time()
         self.arrived_bytes = 0
         self._in_head = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", JoiningTransport(transport, self.loop))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -60,10 +97,10 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.arrived_bytes += len(data)
+        super().data_received(data)
+        # Only now: the head may have ended in this very piece, with a large body behind it.
         if self._in_head and self.arrived_bytes > HEAD_BYTES_MAX:
             self.refuse("head_too_large")
-        else:
-            super().data_received(data)
 
     def send_400_response(self, msg: str) -> None:
         del msg

@@ -278,6 +278,10 @@ class ShardClient:
         except BaseException:
             connection.abort()
             raise
+        if not connection.is_open or endpoint != self._endpoint:
+            # Lost again, or the shard moved, before this task had its turn.
+            connection.abort()
+            raise ConnectionError("the shard is not there any more")
         self._connection = connection
         self._flush_soon()
 
@@ -333,6 +337,10 @@ class GatewayConnection(asyncio.Protocol):
         self._server_nonce = b""
         self._client_nonce = secrets.token_bytes(frames.NONCE_BYTES)
         self._transport: asyncio.WriteTransport | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.WriteTransport", transport)

@@ -154,7 +154,7 @@ def gateway_loads_actors_late(file: Source) -> Iterator[str]:
     late = {
         id(inner)
         for node in ast.walk(file.tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or is_for_types(node)
         for inner in ast.walk(node)
     }
     for node in ast.walk(file.tree):
@@ -162,6 +162,13 @@ def gateway_loads_actors_late(file: Source) -> Iterator[str]:
             for line, name in imports(node):
                 if floor_of(name) == "actors":
                     yield f"{line}: {name} brings Ray, import it inside the function of `up`"
+
+
+def is_for_types(node: ast.AST) -> bool:
+    """
+    Say whether *node* is a block that only a type checker runs.
+    """
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def core_is_deterministic(file: Source) -> Iterator[str]:
@@ -431,6 +438,7 @@ def test_checker_reports(path: str, text: str, message: str) -> None:
         ("processor/storage/x.py", "import asyncpg\nimport configs.settings"),
         ("actors/x.py", "import ray\nimport asyncio\nx = 1 / 2"),
         ("gateway/x.py", "def up():\n    import actors.hosting"),
+        ("gateway/x.py", "if TYPE_CHECKING:\n    import actors.hosting"),
         ("gateway/database.py", "def f():\n" + "    x = 1\n" * 100),
         ("tests/unit/x.py", "await asyncio.sleep(0)"),
         ("tests/unit/x.py", "while not done():\n    await asyncio.sleep(0.01)"),

@@ -151,10 +151,11 @@ DATABASE = {"dsn": DsnOption, **PLAIN}
 
 
 def command(
-    app: typer.Typer, name: str, options: dict[str, Any]
+    app: typer.Typer, name: str, options: dict[str, Any], **settings: Any
 ) -> Callable[[Callable[..., Outcome]], Callable[..., Outcome]]:
     """
-    Make a function of a `Session` and its own parameters a command of *app*.
+    Make a function of a `Session` and its own parameters a command of *app*; *settings* are
+    typer's.
     """
 
     def register(function: Callable[..., Outcome]) -> Callable[..., Outcome]:
@@ -168,7 +169,7 @@ def command(
         run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
             [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
         )
-        app.command(name)(run)
+        app.command(name, **settings)(run)
         return function
 
     return register

@@ -44,7 +44,11 @@ class Ledger:
         self.url = url
         self._http = httpx2
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._client = httpx2.Client(base_url=url, headers=headers, timeout=TIMEOUT_S)
+        # Certificates take long to load, and only TLS needs them.
+        is_tls = url.startswith("https:")
+        self._client = httpx2.Client(
+            base_url=url, headers=headers, timeout=TIMEOUT_S, verify=is_tls
+        )
 
     def close(self) -> None:
         self._client.close()

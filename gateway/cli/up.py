@@ -96,6 +96,7 @@ def _start(session: Session) -> tuple[Supervisor, Running]:
 def _tell(session: Session, supervisor: Supervisor, running: Running) -> None:
     if session.as_json:
         document = {"ready": True, **msgspec.to_builtins(running), "new_key": supervisor.new_key}
+        del document["dsn"]  # It may hold a password, and logs are kept.
         print_json(document)
         return
     out.print(f"[bold green]ready[/] at [bold]{running.url}[/]  (reference: {running.url}/docs)")

@@ -103,7 +103,7 @@ def close_wallet(session: Session, wallet_id: WalletId) -> Outcome:
     return _set_status(session, wallet_id, "closed")
 
 
-@command(app, "set-minimum", LEDGER)
+@command(app, "set-minimum", LEDGER, context_settings={"ignore_unknown_options": True})
 def set_minimum(
     session: Session,
     wallet_id: WalletId,
@@ -112,7 +112,7 @@ def set_minimum(
     ],
 ) -> Outcome:
     """
-    Say how far a wallet's balance may fall. Write a negative one behind `--`.
+    Say how far a wallet's balance may fall.
     """
     with open_ledger(session) as ledger:
         answer = ledger.send("PATCH", _path(wallet_id), Wallet, {"minimum": minimum})

@@ -168,7 +168,7 @@ class RawRow(msgspec.Struct, gc=False):
     """
     A row as it was read. With a fault in its shape the other fields are not to be believed.
 
-    `source` is what the row says, for the content hash: its cells, or its JSON text.
+    `said` is all that the row says, for the content hash: its cells, or its JSON text.
     """
 
     row_number: int
@@ -178,7 +178,7 @@ class RawRow(msgspec.Struct, gc=False):
     currency: Any
     note: Any
     shape_fault: Fault | None
-    source: list[str] | bytes
+    said: list[str] | bytes
 
 
 class FileBroken(Exception):
@@ -255,7 +255,7 @@ class PayoutCheck:
             return CheckedRow(row.row_number, row.reference, row.destination, row.amount, note)
 
         report.rows_invalid += 1
-        self._hash.update(self._encoder.encode((faults[0].code, row.source)))
+        self._hash.update(self._encoder.encode((faults[0].code, row.said)))
         return self._set_aside(row, faults)
 
     def _faults(self, row: RawRow) -> Iterator[Fault]:
@@ -521,8 +521,8 @@ def _csv_row(row_number: int, cells: list[str], columns: _Columns, exponent: int
     )
 
 
-def _misshapen(row_number: int, source: list[str] | bytes, reference: Any, fault: Fault) -> RawRow:
-    return RawRow(row_number, reference, None, fault, None, None, fault, source)
+def _misshapen(row_number: int, said: list[str] | bytes, reference: Any, fault: Fault) -> RawRow:
+    return RawRow(row_number, reference, None, fault, None, None, fault, said)
 
 
 def _malformed_fault(error: Exception) -> Fault:

@@ -25,11 +25,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 
-from processor.flow.payout_file import (
-    OnInvalid,
-    RowCode,
-    decode_page,
-)
+from processor.flow.payout_file import OnInvalid, RowCode, decode_page
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import Connection, Durability, committed, connect, create_pool
 from processor.storage.shard_store import STORE_ERRORS
@@ -37,6 +33,7 @@ from processor.storage.shard_store import STORE_ERRORS
 UNFINISHED_MAX = 1_000
 CONNECTIONS_MAX = 6
 ACQUIRE_TIMEOUT_S = 10
+LOCK_TIMEOUT_S = 10
 APPLICATION = "miliano/payouts"
 
 ItemState = Literal["pending", "paid", "failed"]
@@ -441,23 +438,32 @@ class BatchLocks:
         """
         if self._connection is None or self._connection.is_closed():
             self._connection = await connect(self._dsn, application_name=APPLICATION)
-        taken: bool = await self._connection.fetchval(
-            "SELECT pg_try_advisory_lock($1)", _batch_lock(batch_id)
-        )
-        return taken
+        return await self._ask("SELECT pg_try_advisory_lock($1)", batch_id)
 
     async def release(self, batch_id: bytes) -> None:
         """
         Give the batch back; no matter if the connection is gone.
         """
         if not self.lost:
-            assert self._connection is not None
-            await self._connection.execute("SELECT pg_advisory_unlock($1)", _batch_lock(batch_id))
+            await self._ask("SELECT pg_advisory_unlock($1)", batch_id)
 
-    async def close(self) -> None:
+    def close(self) -> None:
+        """
+        Give everything back by hanging up.
+        """
         if self._connection is not None:
-            await self._connection.close(timeout=5)
-            self._connection = None
+            self._connection.terminate()
+
+    async def _ask(self, query: str, batch_id: bytes) -> bool:
+        assert self._connection is not None
+        try:
+            # Locks promise nothing that is durable, so here a statement may be cut short.
+            async with asyncio.timeout(LOCK_TIMEOUT_S):
+                answer: bool = await self._connection.fetchval(query, _batch_lock(batch_id))
+                return answer
+        except TimeoutError:
+            self._connection.terminate()
+            raise
 
 
 def _merchant_lock(merchant_id: str) -> int:

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -147,8 +148,9 @@ def test_interrupted_start_leaves_nothing(stopped_ledger: Ledger) -> None:
     Ctrl-C before it is ready ends it with 0, and what had been started is gone.
     """
     ledger = stopped_ledger
+    arguments = ["up", "--runtime", "process", "--port", "0"]
     process = subprocess.Popen(
-        ledger.command(["up", "--runtime", "process", "--port", "0"]),
+        [sys.executable, "-m", "gateway.cli", *ledger.command(arguments)],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

@@ -148,11 +148,7 @@ def test_what_the_rules_let_in_comes_back_equal(ledger: Ledger, asked: Asked):
     """
     number = next(ledger.numbers)
     first, second = (f"{number}.{index}.{name}"[:64] for index, name in enumerate(asked.wallet_ids))
-    moves = [
-        move(asked, number, TransferType.DEPOSIT, "", first, asked.deposited),
-        move(asked, number, TransferType.TRANSFER, first, second, asked.transferred),
-        move(asked, number, TransferType.WITHDRAWAL, second, "", asked.transferred),
-    ]
+    moves = moves_of(asked, number, first, second)
     opened = [
         OpenWallet(asked.merchant_id, name, asked.currency, asked.minimum)
         for name in (first, second)
@@ -185,26 +181,30 @@ def facts(asked: Asked, found: Result) -> tuple[object, ...]:
     )
 
 
-def move(
-    asked: Asked,
-    number: int,
-    transfer_type: TransferType,
-    source: str,
-    destination: str,
-    amount: int,
-) -> MoveMoney:
-    return MoveMoney(
-        transfer_type,
-        identifier(f"transfer {number} {transfer_type}"),
-        identifier(f"key {number} {transfer_type}"),
-        asked.merchant_id,
-        source,
-        destination,
-        asked.currency,
-        amount,
-        asked.reference,
-        asked.metadata,
-    )
+def moves_of(asked: Asked, number: int, first: str, second: str) -> list[MoveMoney]:
+    """
+    Ask for the deposit, the transfer, and a withdrawal of the same amount.
+    """
+    sides = {
+        TransferType.DEPOSIT: ("", first, asked.deposited),
+        TransferType.TRANSFER: (first, second, asked.transferred),
+        TransferType.WITHDRAWAL: (second, "", asked.transferred),
+    }
+    return [
+        MoveMoney(
+            kind,
+            identifier(f"transfer {number} {kind}"),
+            identifier(f"key {number} {kind}"),
+            asked.merchant_id,
+            source,
+            destination,
+            asked.currency,
+            amount,
+            asked.reference,
+            asked.metadata,
+        )
+        for kind, (source, destination, amount) in sides.items()
+    ]
 
 
 def assert_equal_where_asked(told: TransferPosted | TransferRejected, command: MoveMoney) -> None:

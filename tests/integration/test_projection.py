@@ -38,7 +38,7 @@ from tests.support.tcp_proxy import Direction, Link, TcpProxy, proxied_postgres
 from tests.support.waiting import until
 
 APPLICATION = "miliano/write-behind-0"
-SETTINGS = WriteBehindSettings(poll_ms_max=10)
+SETTINGS = WriteBehindSettings(pause_ms=5, pause_ms_max=10)
 END_PROJECTION = f"""
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
      WHERE application_name = '{APPLICATION}' AND datname = current_database()

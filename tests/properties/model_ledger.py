@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from processor.core.commands import (
     Command,
     MoveMoney,
@@ -110,7 +112,7 @@ class ModelLedger:
                 compared = field not in ("transfer_id", "key", "merchant_id")
                 if compared and getattr(first, field) != getattr(command, field):
                     return KeyReused(field.removeprefix("transfer_"))
-            return type(said)(*[getattr(said, name) for name in said.__struct_fields__[:-1]], True)
+            return msgspec.structs.replace(said, repeated=True)
         outcome = self._settle(command, sequence, at_us)
         self.outcomes[command.key] = (command, outcome)
         return outcome

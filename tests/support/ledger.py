@@ -13,12 +13,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from typer.testing import CliRunner
+
+from gateway.cli import app
 
 UP_S_MAX = 90.0
 STOP_S_MAX = 60.0
@@ -75,7 +78,7 @@ class Ledger:
         arguments = ["up", "--json", "--port", "0", "--runtime", self.runtime]
         with (self.data_dir.with_name(f"{self.data_dir.name}.err")).open("w") as err:
             self.process = subprocess.Popen(
-                self.command(arguments),
+                [sys.executable, "-m", "gateway.cli", *self.command(arguments)],
                 stdout=subprocess.PIPE,
                 stderr=err,
                 text=True,
@@ -88,7 +91,8 @@ class Ledger:
         assert line, f"miliano up ended: {self.words()}"
         self.running = json.loads(line)
         assert self.running.get("ready"), line
-        self.url, self.dsn = self.running["url"], self.running["dsn"]
+        self.url = self.running["url"]
+        self.dsn = json.loads((self.data_dir / "running.json").read_text())["dsn"]
         self.key = Path(self.running["key_file"]).read_text().strip()
 
     def processes(self) -> dict[int, str]:
@@ -138,18 +142,15 @@ class Ledger:
             raise AssertionError(f"miliano up did not stop: {self.words()}") from None
         return self.process.returncode
 
-    def command(self, arguments: list[str]) -> list[str]:
-        return [
-            *(sys.executable, "-m", "gateway.cli", *arguments),
-            *("--data-dir", str(self.data_dir)),
-        ]
+    def command(self, arguments: Iterable[str]) -> list[str]:
+        return [*arguments, "--data-dir", str(self.data_dir)]
 
     def run(self, *arguments: str, **environment: str) -> Ran:
         """
-        Run a command of `miliano` on this ledger's folder.
+        Run a command of `miliano` on this ledger's folder, in a process as a user does.
         """
         ran = subprocess.run(
-            self.command(list(arguments)),
+            [sys.executable, "-m", "gateway.cli", *self.command(arguments)],
             capture_output=True,
             text=True,
             timeout=COMMAND_S_MAX,
@@ -161,11 +162,17 @@ class Ledger:
 
     def json(self, *arguments: str) -> Any:
         """
-        Run a command that has to succeed, and return its JSON document.
+        Do a command that has to succeed, and return its JSON document. It runs in this process,
+        which takes a tenth of the time.
         """
-        ran = self.run(*arguments, "--json")
+        ran = self._in_this_process(*arguments, "--json")
         assert ran.code == 0, f"{arguments}: {ran}"
         return ran.json
+
+    def _in_this_process(self, *arguments: str) -> Ran:
+        inherited = {name: None for name in os.environ if name.startswith("MILIANO_")}
+        ran = CliRunner().invoke(app, self.command(arguments), env=inherited)
+        return Ran(ran.exit_code, ran.stdout, ran.stderr)
 
     def shard(self) -> dict[str, Any]:
         """
@@ -173,11 +180,21 @@ class Ledger:
         """
         deadline = time.monotonic() + SERVING_S_MAX
         while time.monotonic() < deadline:
-            ran = self.run("status", "--json")
+            ran = self._in_this_process("status", "--json")
             if ran.code == 0:
                 return dict(ran.json["shards"][0])
             time.sleep(LOOK_S)
         raise AssertionError(f"the shard is not served: {ran}\n{self.words()}")
+
+    def wait_until_projected(self) -> None:
+        """
+        Wait until the tables show what was written before.
+        """
+        sequence = self.shard()["sequence"]
+        deadline = time.monotonic() + SERVING_S_MAX
+        while self.shard()["projected_sequence"] < sequence:
+            assert time.monotonic() < deadline, self.words()
+            time.sleep(LOOK_S)
 
     def kill_shard(self) -> dict[str, Any]:
         """

@@ -21,11 +21,12 @@ from tests.support.waiting import until
 
 class LocalShard:
     """
-    One owner of shard 0. *ended* says why it ended, if it did.
+    One owner of shard 0. *ended* says why it ended, if it did; *endpoint* is what it publishes.
     """
 
     def __init__(self, dsn: str, settings: ShardSettings | None = None) -> None:
         self.ended: str | None = None
+        self.endpoint = "unix:/nowhere"
         self.replies: dict[int, list[Reply]] = {}
         self.store = PostgresShardStore(dsn, 0)
         self.shard = WalletShard(
@@ -33,7 +34,7 @@ class LocalShard:
             self.store,
             settings or ShardSettings(),
             build="test",
-            publish_endpoint=lambda: "unix:/nowhere",
+            publish_endpoint=lambda: self.endpoint,
             fatal=self._end,
         )
         self._task: asyncio.Task[None] | None = None

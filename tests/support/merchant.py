@@ -61,7 +61,7 @@ class Merchant:
             sent["idempotency-key"] = key
         content_or_none = None if body is None else content
         reply = self.http.request(method, path, content=content_or_none, headers=sent)
-        if reply.is_error and reply.status_code != 503 or is_problem(reply):
+        if (reply.is_error and reply.status_code != 503) or is_problem(reply):
             check_problem(method, path, reply)
         return reply
 

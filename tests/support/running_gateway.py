@@ -12,6 +12,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+from actors.child_process import ChildProcess
 from processor.storage.api_keys import Scope, create_key, create_merchant
 from processor.storage.connection import connect
 from tests.support.stack import Stack
@@ -31,10 +32,11 @@ class RunningGateway:
     The address of a gateway, and keys to it.
     """
 
-    def __init__(self, stack: Stack, port: int) -> None:
+    def __init__(self, stack: Stack, port: int, process: ChildProcess) -> None:
         self.stack = stack
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+        self.process = process
 
     def key(self, merchant_id: str, scopes: Iterable[Scope] = Scope) -> str:
         """
@@ -72,10 +74,14 @@ def running_gateway(stack: Stack, **environment: str) -> Iterator[RunningGateway
     Start a gateway on a free port; *environment* is added to the stack's.
     """
     port = free_port()
-    stack.environment |= environment | {"MILIANO_GATEWAY_PORT": str(port)}
-    process = stack.process("gateway", ["gateway"])
+    process = ChildProcess(
+        "gateway",
+        ["gateway"],
+        log_path=stack.folder / f"gateway-{port}.log",
+        environment=stack.environment | environment | {"MILIANO_GATEWAY_PORT": str(port)},
+    )
     process.start()
-    gateway = RunningGateway(stack, port)
+    gateway = RunningGateway(stack, port, process)
     try:
         gateway.wait_until_ready()
         yield gateway

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Stack:
     The processes of one ledger, and how to reach it.
     """
 
-    def __init__(self, dsn: str, folder: Path) -> None:
+    def __init__(self, dsn: str, folder: Path, environment: Mapping[str, str]) -> None:
         self.dsn = dsn
         self.folder = folder
         self.secret = secrets.token_hex(16)
@@ -44,6 +44,7 @@ class Stack:
             "MILIANO_CLUSTER_SECRET": self.secret,
             "MILIANO_CLUSTER_SOCKET_DIR": str(folder),
             "MILIANO_CLUSTER_DATA_DIR": str(folder),
+            **environment,
         }
         self.shard = self.process("shard", ["actors", "shard", "0"])
         self.write_behind = self.process("write-behind", ["actors", "write-behind"])
@@ -134,12 +135,12 @@ async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]
 
 
 @contextmanager
-def running_stack(dsn: str) -> Iterator[Stack]:
+def running_stack(dsn: str, **environment: str) -> Iterator[Stack]:
     """
-    Start a stack on a migrated database and stop it at the end.
+    Start a stack on a migrated database and stop it at the end; *environment* is added to it.
     """
     folder = Path(tempfile.mkdtemp(prefix="mil-"))
-    stack = Stack(dsn, folder)
+    stack = Stack(dsn, folder, environment)
     stack.start()
     try:
         yield stack

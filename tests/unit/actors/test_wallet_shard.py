@@ -17,7 +17,7 @@ import pytest
 from actors import wallet_shard
 from actors.wallet_shard import Phase
 from configs.settings import ShardSettings
-from processor.core.commands import Command, SetWalletLimits, SetWalletStatus
+from processor.core.commands import Command, MoveMoney, SetWalletLimits, SetWalletStatus
 from processor.core.decide import decide_move
 from processor.core.decisions import (
     EpochStarted,
@@ -87,7 +87,7 @@ async def turns(count: int = 50) -> None:
         await asyncio.sleep(0)
 
 
-def pay(number: int, amount: int = 1) -> Command:
+def pay(number: int, amount: int = 1) -> MoveMoney:
     return transfer("alice", "bob", amount, key=f"payment {number}")
 
 
@@ -533,9 +533,6 @@ async def test_recovered_state_equals_the_lost_one() -> None:
         recovered = facts(second.state)
         del recovered["dave"]
         assert recovered == facts(lost)
-        for name in recovered:
-            old, new = lost.wallets[name].sequence, second.state.wallets[name].sequence
-            assert new == (old if old > 4 or name.startswith("$") else 0) or name == "$world:0:EUR"
 
 
 async def test_outcomes_survive_recovery() -> None:
@@ -551,7 +548,7 @@ async def test_outcomes_survive_recovery() -> None:
         answers += await first.ask(commands[2])
     async with owning(database) as second:
         repeats = await second.ask(*commands)
-        assert repeats == [msgspec.structs.replace(one, repeated=True) for one in answers]  # type: ignore[type-var]
+        assert repeats == [msgspec.structs.replace(one, repeated=True) for one in answers]
         assert second.sequence == len(database.journal) == 6
 
 
@@ -608,6 +605,10 @@ def resealed(database: MemoryDatabase, index: int, **changed: Any) -> None:
         chain = database.journal[number].chain
 
 
+def with_gap(database: MemoryDatabase) -> None:
+    del database.journal[5]
+
+
 def altered(database: MemoryDatabase) -> None:
     database.journal[5] = msgspec.structs.replace(database.journal[5], payload=b"\x90", count=0)
 
@@ -633,7 +634,7 @@ def unheard_of(database: MemoryDatabase) -> None:
 
 
 UNEXPLAINED: dict[str, tuple[Callable[[MemoryDatabase], None], str]] = {
-    "gap": (lambda database: database.journal.pop(5) and None, "sequence 6 was expected"),
+    "gap": (with_gap, "sequence 6 was expected"),
     "altered payload": (altered, "sequence 6: the hash chain is broken"),
     "altered header": (altered_header, "sequence 6: a header that nobody sealed"),
     "other count": (lambda database: resealed(database, 5, count=7), "sequence 6 has 2 decisions"),

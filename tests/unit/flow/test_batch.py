@@ -80,7 +80,7 @@ def test_nothing_is_delivered_before_release() -> None:
     """
     batch, state = new_batch(), ledger()
     replies: list[Reply] = []
-    commands = [
+    commands: list[Command] = [
         transfer("alice", "bob", 60),
         transfer("alice", "bob", 60),
         transfer("alice", "bob", 61),
