@@ -37,6 +37,7 @@ from processor.core.decisions import (
     decode_decisions,
     encode_decisions,
 )
+from processor.core.invariants import broken_wallets
 from processor.core.record import GENESIS_CHAIN, BrokenChain, Record, check_link, seal
 from processor.core.state import ShardState
 from processor.flow.batch import Batch, Deliver
@@ -263,7 +264,11 @@ class WalletShard:
             sequence, chain, epoch = record.sequence, record.chain, record.epoch
             self._at_us = record.at_us
             self._lags(record.sequence, record.count)
+        broken = broken_wallets(self._state.wallets.values())
+        if broken:
+            raise BrokenChain(f"the replayed state breaks a rule: {broken[0]}")
         self._watermark = self._durable_watermark = view.watermark
+        self._watermark_seen = (view.watermark, 0)
         self._sequence, self._chain = sequence, chain
 
     async def _replay_record(self, view: RecoveryView, record: Record) -> None:
@@ -474,11 +479,14 @@ class WalletShard:
         )
         try:
             await self._store.check_fence()
-        except AppendInDoubt:
-            await self._until_available(self._store.restore_connection)
-            await self._publish()
+            return
+        except AppendInDoubt as doubt:
+            log.warning("fence not checked", shard_id=self.shard_id, doubt=str(doubt))
         finally:
             watch.cancel()
+        # The bump that restores the connection is itself a look that began after the reads.
+        await self._until_available(self._store.restore_connection)
+        await self._publish()
 
     async def _publish(self) -> None:
         await self._until_available(

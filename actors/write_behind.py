@@ -1,7 +1,8 @@
 """
 The write-behind of one database: a projection a shard, each in its own task.
 
-An error opens the projection again; a broken chain halts its shard and leaves the others alone.
+A failure of the database opens the projection again; a journal that cannot be told as tables halts
+its shard and leaves the others alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from processor.core.record import BrokenChain
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import SilentRollback
 from processor.storage.directory import Directory, ShardEntry
-from processor.storage.projection import Projection, WatermarkMoved
+from processor.storage.projection import Projection, Unprojectable, WatermarkMoved
 from processor.storage.shard_store import STORE_ERRORS, PostgresShardStore
 
 RETRY_S = 0.2
@@ -62,8 +63,8 @@ class WriteBehind:
             try:
                 await projection.open()
                 await self._step_for_ever(projection)
-            except BrokenChain as broken:
-                await self._halt(projection.shard_id, str(broken))
+            except (BrokenChain, Unprojectable) as refusal:
+                await self._halt(projection.shard_id, str(refusal))
                 return
             except (*STORE_ERRORS, WatermarkMoved, SilentRollback) as error:
                 log.warning(

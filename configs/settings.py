@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from configs.currencies import CURRENCY_EXPONENTS
+from processor.flow.frames import FRAME_COMMANDS_MAX
 
 ENVIRONMENT_PREFIX = "MILIANO_"
 
@@ -51,7 +52,7 @@ class PostgresSettings(Section, frozen=True, kw_only=True):
 class ShardSettings(Section, frozen=True, kw_only=True):
     intake_commands_max: int = 50_000
     batch_commands_max: int = 20_000
-    keys_recent_max: int = 200_000
+    keys_recent_max: int = 50_000
     wallets_max: int = 2_000_000
     lag_records_max: int = 20_000
     lag_commands_max: int = 1_000_000
@@ -154,6 +155,10 @@ def check_relations(settings: Settings) -> None:
         (
             gateway.body_bytes_max <= gateway.held_bodies_bytes_max,
             "gateway.body_bytes_max must not exceed gateway.held_bodies_bytes_max",
+        ),
+        (
+            gateway.batch_transfers_max <= FRAME_COMMANDS_MAX <= shard.intake_commands_max,
+            f"gateway.batch_transfers_max <= {FRAME_COMMANDS_MAX} <= shard.intake_commands_max",
         ),
         (
             shard.batch_commands_max <= shard.intake_commands_max,

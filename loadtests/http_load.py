@@ -16,24 +16,24 @@ from typing import cast
 import msgspec
 
 MakeRequest = Callable[[], bytes]
+CountPosted = Callable[[bytes], int]
 
 
 class LoadResult(msgspec.Struct):
     """
-    What one run of the loop got: replies by status, times of service in seconds.
+    What one run of the loop got: replies by status (0 is a lost connection), the transfers that
+    they say are posted, times of service in seconds, and the last reply of each connection.
     """
 
-    statuses: dict[int, int]
-    latencies_s: list[float]
-    seconds: float
-
-    @property
-    def accepted_count(self) -> int:
-        return sum(n for status, n in self.statuses.items() if 200 <= status < 300)
+    statuses: Counter[int] = msgspec.field(default_factory=Counter)
+    posted_count: int = 0
+    latencies_s: list[float] = []
+    last_replies: list[bytes] = []
+    seconds: float = 0.0
 
     @property
     def error_count(self) -> int:
-        return sum(self.statuses.values()) - self.accepted_count
+        return sum(n for status, n in self.statuses.items() if not 200 <= status < 300)
 
 
 def post(path: str, host: str, key: str, body: bytes, headers: str = "") -> bytes:
@@ -52,9 +52,16 @@ class Connection(asyncio.Protocol):
     Sends a request, waits for the whole reply, and sends the next one until the deadline.
     """
 
-    def __init__(self, make_request: MakeRequest, result: LoadResult, deadline: float) -> None:
+    def __init__(
+        self,
+        make_request: MakeRequest,
+        count_posted: CountPosted,
+        result: LoadResult,
+        deadline: float,
+    ) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._make_request = make_request
+        self._count_posted = count_posted
         self._result = result
         self._deadline = deadline
         self._transport: asyncio.WriteTransport | None = None
@@ -84,9 +91,12 @@ class Connection(asyncio.Protocol):
         if len(self._buffer) < self._reply_bytes:
             return
         now = time.perf_counter()
+        result = self._result
         status = int(self._buffer[9:12])
-        self._result.statuses[status] = self._result.statuses.get(status, 0) + 1
-        self._result.latencies_s.append(now - self._sent_at)
+        result.statuses[status] += 1
+        result.latencies_s.append(now - self._sent_at)
+        if 200 <= status < 300:
+            result.posted_count += self._count_posted(self._buffer)
         if now < self._deadline:
             self._send()
         else:
@@ -94,13 +104,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         if not self.done.done():
-            self._result.statuses[0] = self._result.statuses.get(0, 0) + 1
+            self._result.statuses[0] += 1
             self.done.set_result(None)
 
     def _end(self) -> None:
         assert self._transport is not None
-        if not self.done.done():
-            self.done.set_result(None)
+        self._result.last_replies.append(self._buffer)
+        self.done.set_result(None)
         self._transport.close()
 
 
@@ -114,18 +124,24 @@ def _content_length(head: bytes) -> int:
 
 
 async def offer_load(
-    host: str, port: int, *, make_request: MakeRequest, connections: int, seconds: float
+    host: str,
+    port: int,
+    *,
+    make_request: MakeRequest,
+    count_posted: CountPosted,
+    connections: int,
+    seconds: float,
 ) -> LoadResult:
     """
     Keep *connections* busy for *seconds* and return what came back.
     """
     loop = asyncio.get_running_loop()
-    result = LoadResult({}, [], 0.0)
+    result = LoadResult()
     started = time.perf_counter()
     deadline = started + seconds
     open_connections = []
     for _ in range(connections):
-        connection = Connection(make_request, result, deadline)
+        connection = Connection(make_request, count_posted, result, deadline)
         await loop.create_connection(lambda c=connection: c, host, port)  # type: ignore[misc]
         open_connections.append(connection)
     await asyncio.gather(*(connection.done for connection in open_connections))

@@ -1,24 +1,28 @@
 """
-The ledger under load: started, asked, measured from outside, stopped.
+The ledger under load, asked and measured from outside; a fresh one is started and stopped too.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
-UP_S_MAX = 120.0
+STOP_S_MAX = 120.0
 CAUGHT_UP_S_MAX = 300.0
+LOOK_S = 0.02
+MILIANO = (sys.executable, "-m", "gateway.cli")
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -31,66 +35,35 @@ class ProcessUse(msgspec.Struct):
     memory_mb: float = 0.0
 
 
-class LedgerUnderLoad:
+class Ledger:
     """
-    A fresh `miliano up` in a folder of its own.
+    A ledger that runs. *options* lead a command of `miliano` to it; without the *pid* of its
+    `miliano up`, what its processes use is not seen.
     """
 
-    def __init__(self, runtime: str) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="mil-load-")
-        self.data_dir = Path(self._folder.name) / "data"
-        self._runtime = runtime
-        self._process: subprocess.Popen[str] | None = None
-        self.url = ""
-        self.key = ""
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            self._command("up", "--json", "--port", "0", "--runtime", self._runtime),
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._process.wait(UP_S_MAX)
-            raise SystemExit("the ledger did not come up; its words are above")
-        self.url = json.loads(line)["url"]
-        self.key = (self.data_dir / "api_key").read_text().strip()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        self._process.wait(UP_S_MAX)
-        self._folder.cleanup()
+    def __init__(self, url: str, key: str, options: list[str], pid: int | None = None) -> None:
+        self.url = url
+        self.key = key
+        self._options = options
+        self._pid = pid
 
     @property
     def address(self) -> tuple[str, int]:
-        host, _, port = self.url.removeprefix("http://").rpartition(":")
-        return host, int(port)
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None, self.url
+        return parts.hostname, parts.port or 80
 
-    def _command(self, *arguments: str) -> list[str]:
-        return [
-            *(sys.executable, "-m", "gateway.cli"),
-            *arguments,
-            *("--data-dir", str(self.data_dir)),
-        ]
-
-    def health(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/v1/health", timeout=10) as reply:
-            return dict(json.load(reply))
-
-    def wait_until_projected(self) -> float:
+    def wait_until_projected(self, sequence: int) -> None:
         """
-        Wait until the tables have caught up with the journal; return how long it took.
+        Wait until the tables have the journal up to *sequence*.
         """
         started = time.perf_counter()
         while time.perf_counter() - started < CAUGHT_UP_S_MAX:
-            if all(shard["lag_records"] == 0 for shard in self.health()["shards"]):
-                return time.perf_counter() - started
-            time.sleep(0.05)
+            with urllib.request.urlopen(f"{self.url}/v1/health", timeout=10) as reply:
+                (shard,) = json.load(reply)["shards"]
+            if shard["projected_sequence"] >= sequence:
+                return
+            time.sleep(LOOK_S)
         raise SystemExit("the tables did not catch up with the journal")
 
     def verify(self) -> dict[str, Any]:
@@ -98,19 +71,22 @@ class LedgerUnderLoad:
         Run `miliano verify` and return its verdict.
         """
         done = subprocess.run(
-            self._command("verify", "--json"), capture_output=True, text=True, check=False
+            [*MILIANO, "verify", "--json", *self._options],
+            capture_output=True,
+            text=True,
+            check=False,
         )
-        if not done.stdout:
-            raise SystemExit(f"miliano verify failed: {done.stderr}")
-        return dict(json.loads(done.stdout))
+        verdict: dict[str, Any] = json.loads(done.stdout or "{}")
+        if "balanced" not in verdict:
+            raise SystemExit(f"miliano verify failed: {done.stdout}{done.stderr}")
+        return verdict
 
     def use(self) -> dict[str, ProcessUse]:
         """
         Read CPU and memory of every process of the ledger, by kind.
         """
-        assert self._process is not None
         found: dict[str, ProcessUse] = {}
-        for pid in _descendants(self._process.pid):
+        for pid in _descendants(self._pid) if self._pid is not None else []:
             try:
                 stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
                 memory = Path(f"/proc/{pid}/statm").read_text().split()
@@ -122,6 +98,31 @@ class LedgerUnderLoad:
             # Without what is shared, or Postgres' buffers would count once per backend.
             used.memory_mb += (int(memory[1]) - int(memory[2])) * 4096 / 2**20
         return found
+
+
+@contextmanager
+def fresh_ledger(runtime: str) -> Iterator[Ledger]:
+    """
+    Run `miliano up` in a folder of its own, which goes with it.
+    """
+    with tempfile.TemporaryDirectory(prefix="mil-load-") as folder:
+        options = ["--data-dir", f"{folder}/data"]
+        process = subprocess.Popen(
+            [*MILIANO, "up", "--json", "--port", "0", "--runtime", runtime, *options],
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            assert process.stdout is not None
+            running = json.loads(process.stdout.readline() or "{}")
+            if "url" not in running:
+                raise SystemExit(f"the ledger did not come up: {running}")
+            key = Path(running["key_file"]).read_text().strip()
+            yield Ledger(running["url"], key, options, process.pid)
+        finally:
+            process.terminate()
+            process.wait(STOP_S_MAX)
 
 
 def _kind(command_line: bytes) -> str:

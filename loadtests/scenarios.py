@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
+import re
+import secrets
 from collections.abc import Callable
 from random import Random
 
 import msgspec
 
-from loadtests.http_load import MakeRequest, post
+from loadtests.http_load import CountPosted, MakeRequest, post
 
 CURRENCY = "EUR"
 FUNDS = 1_000_000_000
 HOT_WALLET = "load-0"
+BATCH_SIZE = 10_000
+BATCH_TEMPLATES = 8  # Made before the load, so that the driver costs little.
+NAME_MARK = b"@NAME@"
+
+_POSTED = re.compile(rb'"posted":(\d+)')
+_SEQUENCE = re.compile(rb'"sequence":(\d+)')
 
 
 class Scenario(msgspec.Struct, frozen=True):
     """
-    A way to load the ledger. `transfers_per_request` is 1 unless it sends batches.
+    A way to load the ledger. `count_posted` reads a good reply.
     """
 
     name: str
     connections: int
     transfers_per_request: int
     make: Callable[[Maker], MakeRequest]
+    count_posted: CountPosted
 
 
 class Maker:
@@ -42,8 +50,9 @@ class Maker:
         self.key = key
         self.wallets = [f"load-{number}" for number in range(wallet_count)]
         self.random = Random(seed)
-        # Of this process and run only: a key is never offered twice.
-        self._names = (f"{os.getpid()}-{seed}-{number}" for number in itertools.count())
+        # Of this run only: a key is never offered twice.
+        run = secrets.token_hex(6)
+        self._names = (f"{run}-{number}" for number in itertools.count())
 
     def opening(self) -> list[bytes]:
         """
@@ -66,8 +75,7 @@ class Maker:
         ]
 
     def single(self) -> bytes:
-        source, destination = self.random.sample(self.wallets, 2)
-        return self._transfer(source, destination)
+        return self._transfer(*self._pair())
 
     def hot(self) -> bytes:
         other = self.wallets[self.random.randrange(1, len(self.wallets))]
@@ -75,16 +83,33 @@ class Maker:
             return self._transfer(HOT_WALLET, other)
         return self._transfer(other, HOT_WALLET)
 
-    def batch(self, size: int) -> bytes:
+    def batches(self, size: int) -> MakeRequest:
+        """
+        Make batches of *size*: the pairs of wallets come around again, the keys never.
+        """
+        templates = itertools.cycle([self._batch_template(size) for _ in range(BATCH_TEMPLATES)])
+
+        def make_request() -> bytes:
+            body = next(templates).replace(NAME_MARK, next(self._names).encode())
+            return post("/v1/transfers/batch", self.host, self.key, body)
+
+        return make_request
+
+    def _batch_template(self, size: int) -> bytes:
         rows = []
-        for _ in range(size):
-            source, destination = self.random.sample(self.wallets, 2)
+        for index in range(size):
+            source, destination = self._pair()
             rows.append(
-                f'{{"idempotency_key":"{next(self._names)}","source":"{source}",'
+                f'{{"idempotency_key":"{NAME_MARK.decode()}-{index}","source":"{source}",'
                 f'"destination":"{destination}","amount":1,"currency":"{CURRENCY}"}}'
             )
-        body = f'{{"transfers":[{",".join(rows)}]}}'.encode()
-        return post("/v1/transfers/batch", self.host, self.key, body)
+        return f'{{"transfers":[{",".join(rows)}]}}'.encode()
+
+    def _pair(self) -> tuple[str, str]:
+        count = len(self.wallets)
+        source = int(self.random.random() * count)
+        step = 1 + int(self.random.random() * (count - 1))
+        return self.wallets[source], self.wallets[(source + step) % count]
 
     def _transfer(self, source: str, destination: str) -> bytes:
         body = (
@@ -102,13 +127,35 @@ class Maker:
         return post(path, self.host, self.key, json.dumps(body).encode(), name)
 
 
-BATCH_SIZE = 10_000
+def one_posted(reply: bytes) -> int:
+    """
+    Count a good reply to a single transfer.
+    """
+    del reply
+    return 1
+
+
+def batch_posted(reply: bytes) -> int:
+    """
+    Read how many items of a batch are posted.
+    """
+    found = _POSTED.search(reply)
+    assert found is not None, f"no reply to a batch: {reply[:500]!r}"
+    return int(found[1])
+
+
+def last_sequence(replies: list[bytes]) -> int:
+    """
+    Find the last journal record that *replies* name.
+    """
+    return max((int(found) for reply in replies for found in _SEQUENCE.findall(reply)), default=0)
+
 
 SCENARIOS = {
     scenario.name: scenario
     for scenario in (
-        Scenario("single", 64, 1, lambda maker: maker.single),
-        Scenario("hot", 64, 1, lambda maker: maker.hot),
-        Scenario("batch", 2, BATCH_SIZE, lambda maker: lambda: maker.batch(BATCH_SIZE)),
+        Scenario("single", 64, 1, lambda maker: maker.single, one_posted),
+        Scenario("hot", 64, 1, lambda maker: maker.hot, one_posted),
+        Scenario("batch", 2, BATCH_SIZE, lambda maker: maker.batches(BATCH_SIZE), batch_posted),
     )
 }

@@ -6,12 +6,14 @@ A test below `integration`, `cluster` or `acceptance` gets the marker of its fol
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from processor.storage.embedded_postgres import EmbeddedPostgres
 from tests.support.databases import Databases
@@ -22,6 +24,14 @@ MARKERS = {
     "cluster": "starts shards, gateways or Ray as processes of their own",
     "acceptance": "runs the whole product through its command line and HTTP",
 }
+
+# How long properties are searched: HYPOTHESIS_PROFILE chooses dev (the default), ci or night.
+# No deadline: a busy machine is not a failure.
+_COMMON = settings(deadline=None, print_blob=True)
+settings.register_profile("dev", parent=_COMMON, max_examples=150)
+settings.register_profile("ci", parent=_COMMON, max_examples=400)
+settings.register_profile("night", parent=_COMMON, max_examples=20_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "dev"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

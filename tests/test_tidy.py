@@ -341,7 +341,7 @@ def test_every_page_has_one_title(paths: list[str]) -> None:
     assert not wrong, "\n" + "\n".join(wrong)
 
 
-def test_no_file_names_a_registry_or_somebody_s_folder(paths: list[str]) -> None:
+def test_no_file_names_a_registry_or_an_own_folder(paths: list[str]) -> None:
     """
     What is tracked holds on any machine: no registry address, no home or work folder.
     """

@@ -84,13 +84,21 @@ def up(
 def _start(session: Session) -> tuple[Supervisor, Running]:
     # Only here: this loads the machinery of every part, and Ray when it is wanted.
     from actors.supervisor import AlreadyRunning, NotServing, Supervisor
+    from processor.storage.connection import UnsafeDatabase
     from processor.storage.embedded_postgres import EmbeddedPostgresError
+    from processor.storage.schema import SchemaUnknown
+    from processor.storage.shard_store import STORE_ERRORS
+
+    said = (AlreadyRunning, NotServing, EmbeddedPostgresError, UnsafeDatabase, SchemaUnknown)
 
     supervisor = Supervisor(load_settings(), progress=session.say)
     try:
         return supervisor, supervisor.start()
-    except (AlreadyRunning, NotServing, EmbeddedPostgresError) as error:
+    except said as error:
         raise Failure(ExitCode.NOT_STARTED, str(error)) from error
+    except STORE_ERRORS as error:
+        words = f"{type(error).__name__}: {error}"
+        raise Failure(ExitCode.NOT_STARTED, words) from error
 
 
 def _tell(session: Session, supervisor: Supervisor, running: Running) -> None:

@@ -36,6 +36,7 @@ def apply_posted(state: ShardState, decision: TransferPosted, sequence: int, at_
     assert destination.version + 1 == decision.destination_version, "version is not dense"
     assert source.posted - amount == decision.source_balance, "source balance differs"
     assert destination.posted + amount == decision.destination_balance, "balance differs"
+    assert source.currency == decision.currency == destination.currency, "currencies differ"
     assert decision.source_balance >= source.minimum, "available below minimum"
 
     source.posted = decision.source_balance

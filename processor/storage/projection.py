@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
+import msgspec
 
 from configs.settings import WriteBehindSettings
 from processor.core.decisions import (
@@ -83,6 +84,22 @@ _MOVE_WATERMARK = """
     UPDATE watermark SET sequence = $4, chain = $5
      WHERE shard_id = $1 AND projection = $2 AND sequence = $3
 """
+
+
+# What cannot go away by trying again: rows that do not decode, or that the tables refuse.
+_REFUSALS = (
+    msgspec.DecodeError,
+    ValueError,
+    OverflowError,
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+)
+
+
+class Unprojectable(Exception):
+    """
+    The journal cannot be told as tables; nothing of the round was written. Halt the shard.
+    """
 
 
 class WatermarkMoved(Exception):
@@ -249,8 +266,16 @@ class Projection:
         """
         Project the next records, if any, and return how many.
 
-        Raises BrokenChain (halt the shard), WatermarkMoved or the store's errors (open again).
+        Raises BrokenChain or Unprojectable (halt the shard), WatermarkMoved or the store's errors
+        (open again).
         """
+        try:
+            return await self._project()
+        except _REFUSALS as error:
+            where = f"shard {self.shard_id}, after sequence {self.watermark}"
+            raise Unprojectable(f"{where}: {type(error).__name__}: {error}") from error
+
+    async def _project(self) -> int:
         assert self._connection is not None, "open first"
         rows = await self._connection.fetch(
             f"SELECT {RECORD_COLUMNS} FROM journal"

@@ -33,7 +33,7 @@ from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
 PROJECTION = "tables"
 ENDPOINT_CHANNEL = "miliano_endpoint"
 JOURNAL_PARTITION_RECORDS = 1_000_000
-KEY_PAGE_ROWS = 50_000
+KEY_PAGE_ROWS = 5_000
 TAIL_PAGE_RECORDS = 200
 LOCK_TIMEOUT_MS = 3_000
 READ_S_MAX = 30.0

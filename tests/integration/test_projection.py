@@ -443,10 +443,10 @@ async def say_farewell(dsn: str, link: Link) -> None:
     await execute(dsn, END_PROJECTION)
 
 
-async def test_an_error_nobody_expected_ends_the_write_behind(database: str, shard: LocalShard):
+async def test_a_record_of_a_newer_build_halts_the_shard(database: str, shard: LocalShard):
     """
-    A record of a format that this build does not know is neither skipped nor passed over in
-    silence: the write-behind ends, so that its process ends and whoever watches it knows.
+    A record of a format that this build does not know is neither skipped nor tried for ever: the
+    shard is halted, and the reason says what to do.
     """
     await shard.shard.stop()
     journal = await read_journal(database)
@@ -462,9 +462,14 @@ async def test_an_error_nobody_expected_ends_the_write_behind(database: str, sha
         previous_chain=last.chain,
     )
     await insert(database, newer)
-    async with writing_behind(database) as task:
-        await until(task.done, "the end of the write-behind")
-        assert "start a newer build" in repr(task.exception())
+    async with writing_behind(database) as task, reading(database) as connection:
+
+        async def halted_for() -> str | None:
+            return await connection.fetchval("SELECT halted_for FROM shard")
+
+        await until(halted_for, "the shard to be halted")
+        assert "start a newer build" in (await halted_for() or "")
+        assert not task.done()  # It goes on with other shards.
 
 
 async def insert(dsn: str, record: Record) -> None:

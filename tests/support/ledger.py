@@ -23,7 +23,6 @@ from typer.testing import CliRunner
 
 from gateway.cli import app
 
-UP_S_MAX = 90.0
 STOP_S_MAX = 60.0
 COMMAND_S_MAX = 60.0
 SERVING_S_MAX = 30.0

@@ -190,12 +190,12 @@ def test_foreign_destination_of_a_transfer_is_paid() -> None:
     assert isinstance(decide_move(state, transfer("alice", "bob", 100)), TransferPosted)
 
 
-@pytest.mark.parametrize("command", [deposit("bob", 1, currency="USD")])
-def test_currency_nobody_has_is_a_mismatch(command: MoveMoney) -> None:
+def test_currency_nobody_has_is_a_mismatch() -> None:
     """
     Without a world in the currency there is no wallet in it either.
     """
-    decision = decide_move(state_of(world(), wallet("bob")), command)
+    state = state_of(world(), wallet("bob"))
+    decision = decide_move(state, deposit("bob", 1, currency="USD"))
     assert isinstance(decision, TransferRejected)
     assert decision.reason is RejectReason.CURRENCY_MISMATCH
 

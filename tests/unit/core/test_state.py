@@ -5,8 +5,7 @@ Method: keys remembered at known sequences, turned over at watermarks on both si
 
 from __future__ import annotations
 
-import msgspec
-
+from processor.core.apply import apply
 from processor.core.decide import decide_move
 from processor.core.decisions import TransferPosted
 from processor.core.state import RememberedKeys, ShardState
@@ -83,8 +82,6 @@ def test_posting_counts_for_its_generation() -> None:
     The fast path of a posting guards the generation as the slow one does.
     """
     state = state_of(wallet("alice", 100), wallet("bob"))
-    from processor.core.apply import apply
-
     apply(state, posted("a"), 30, AT_US)
     state.keys.rotate(0)
     assert state.keys.rotate(29) is None
@@ -111,4 +108,3 @@ def test_facts_leave_out_only_the_record() -> None:
         setattr(other, field, "x" if isinstance(getattr(other, field), str) else 77)
         assert other.facts() != one.facts(), field
     assert wallet("alice", 100, status=2).facts() != one.facts()
-    assert msgspec.json.encode(one.facts())

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.core.reject_reason import RejectReason
@@ -42,6 +42,7 @@ SECRET = b"sixteen bytes or more"
 ONE, OTHER = bytes(NONCE_BYTES), bytes([1]) * NONCE_BYTES
 
 
+@settings(deadline=None)
 @given(
     messages=st.lists(st.binary(max_size=40), max_size=8),
     cuts=st.lists(st.integers(min_value=0, max_value=400), max_size=12),
@@ -59,6 +60,7 @@ def test_any_cut_gives_the_same_messages(messages: list[bytes], cuts: list[int])
     assert found == messages
 
 
+@settings(deadline=None)
 @given(message=st.binary(min_size=1, max_size=40), missing=st.integers(min_value=1))
 def test_unfinished_message_is_kept_back(message: bytes, missing: int) -> None:
     """

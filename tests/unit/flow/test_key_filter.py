@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from processor.flow.key_filter import KeyFilter
@@ -60,6 +60,7 @@ def test_filter_grows_without_forgetting() -> None:
     assert sum(growing.may_contain(key) for key in keys(5_000, seed=2)) <= 3
 
 
+@settings(deadline=None)
 @given(st.lists(st.binary(min_size=16, max_size=16), max_size=50))
 def test_any_key_is_found_again(members: list[bytes]) -> None:
     """
