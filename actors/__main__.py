@@ -14,11 +14,13 @@ import threading
 from actors.child_process import end_with_parent
 from actors.hosting import ShardHost, WriteBehindHost
 from configs.build import build_id
+from configs.logs import write_json_logs
 from configs.settings import load_settings
 
 
 def main(arguments: list[str]) -> int:
     end_with_parent()
+    write_json_logs()
     settings = load_settings()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

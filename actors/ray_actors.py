@@ -18,6 +18,7 @@ import ray
 
 from actors.hosting import ShardHost, WriteBehindHost
 from configs.build import build_id
+from configs.logs import write_json_logs
 from configs.settings import Settings, load_settings
 
 NAMESPACE = "miliano"
@@ -74,3 +75,4 @@ def _log_to_file(settings: Settings, name: str) -> None:
     with path.open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+    write_json_logs()

@@ -12,7 +12,6 @@ import os
 import secrets
 import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,9 @@ from actors.short_dir import make_short_dir, remove_short_dir
 from configs.settings import Settings
 
 STATUS_S_MAX = 5.0
-SILENT_S_MAX = 20.0
 DRAIN_S_MAX = 35.0
 GUARD = "actors.ray_guard"
+SERVERS = {"gcs_server", "raylet"}
 OBJECT_STORE_BYTES = 80 * 1024 * 1024  # Nothing large goes through Ray.
 
 # Read by Ray's own processes, so set before any of them starts. By default Ray runs actors at
@@ -63,7 +62,7 @@ class RayRuntime:
         self._data_dir = data_dir
         self._ray: Any = None
         self._guard: ChildProcess | None = None
-        self._answered_at = 0.0
+        self._servers: list[Path] = []
         self._actors: dict[str, Any] = {}
 
     @property
@@ -87,9 +86,10 @@ class RayRuntime:
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
+        if self._is_own:
+            self._servers = _servers()
         for name in self._names():
             self._make(name)
-        self._answered_at = time.monotonic()
 
     def _start_guard(self) -> None:
         log_path = self._data_dir / "log" / "ray-guard.log"
@@ -142,23 +142,22 @@ class RayRuntime:
 
     def keep_running(self) -> None:
         """
-        Make anew every actor that Ray has declared dead for good, and Ray when it is silent.
+        Make anew every actor that Ray has declared dead for good, and Ray when a server of it is.
         """
         if self._guard is not None:
             self._guard.keep_running()
-        answers = [self._answers(name) for name in self._names()]
-        if any(answers):
-            self._answered_at = time.monotonic()
-        elif self._is_own and time.monotonic() - self._answered_at > SILENT_S_MAX:
-            log.warning("Ray does not answer, starting it anew")
+        if not all(_is_live_child(server) for server in self._servers):
+            # Without them Ray ends this process within a minute.
+            log.warning("a server of Ray is dead, starting Ray anew")
             self._end_ray()
             self.start()
+        for name in self._names():
+            self._look_after(name)
 
-    def _answers(self, name: str) -> bool:
+    def _look_after(self, name: str) -> None:
         exceptions = self._ray.exceptions
         try:
             self._ray.get(self._actors[name].status.remote(), timeout=STATUS_S_MAX)
-            return True
         except exceptions.ActorUnavailableError:
             pass  # Ray is restarting it.
         except exceptions.GetTimeoutError:
@@ -166,19 +165,6 @@ class RayRuntime:
         except exceptions.RayActorError as error:
             log.warning("actor is dead, making it anew", name=name, error=str(error))
             self._make(name)
-        return False
-
-    def statistics(self) -> dict[str, dict[str, object]]:
-        """
-        Ask every actor how it is; one that does not answer is left out.
-        """
-        answers: dict[str, dict[str, object]] = {}
-        for name, actor in self._actors.items():
-            try:
-                answers[name] = self._ray.get(actor.status.remote(), timeout=STATUS_S_MAX)
-            except self._ray.exceptions.RayError:
-                continue
-        return answers
 
     def stop(self) -> None:
         """
@@ -206,3 +192,22 @@ class RayRuntime:
                 self._ray.get(actor.drain.remote(), timeout=DRAIN_S_MAX)
             except self._ray.exceptions.RayError as error:
                 log.warning("drain failed, the journal has it all", error=str(error))
+
+
+def _servers() -> list[Path]:
+    """
+    Find the servers of Ray that this process has started, as folders of /proc.
+    """
+    return [
+        process
+        for process in Path("/proc").glob("[0-9]*")
+        if _is_live_child(process) and (process / "comm").read_text().strip() in SERVERS
+    ]
+
+
+def _is_live_child(process: Path) -> bool:
+    try:
+        state, parent, *_ = (process / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return int(parent) == os.getpid() and state != "Z"

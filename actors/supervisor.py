@@ -33,14 +33,17 @@ from configs.settings import Settings, load_settings
 from processor.storage import schema
 from processor.storage.api_keys import Scope, create_key, create_merchant, find_key, parse_key
 from processor.storage.connection import connect
-from processor.storage.directory import read_directory
+from processor.storage.directory import ShardEntry, read_directory
 from processor.storage.embedded_postgres import EmbeddedPostgres
 
 DATABASE = "miliano"
 FIRST_MERCHANT = "first"
 SHARD_IDS = [0]
 WATCH_S = 0.5
-SERVING_S_MAX = 60.0
+LOOK_S = 0.05
+RECOVERY_S_MAX = 300.0  # A shard with a long journal behind the tables.
+GATEWAY_S_MAX = 60.0
+WAITING_S = 5.0
 
 log = structlog.get_logger("supervisor")
 
@@ -98,6 +101,7 @@ class Supervisor:
         self.log_dir = self.data_dir / "log"
         self.running: Running | None = None
         self.new_key: str | None = None  # Set when this start made a first key.
+        self.halted: dict[int, str] = {}  # Shards that refuse to serve, and why.
         self._settings = settings
         self._progress = progress
         self._lock: IO[str] | None = None
@@ -109,6 +113,8 @@ class Supervisor:
     def start(self) -> Running:
         """
         Bring everything up and return when the gateway answers.
+
+        A halted shard is up: whoever repairs it needs the rest.
 
         Raises AlreadyRunning, NotServing, or a part's own error; then nothing stays behind.
         """
@@ -200,7 +206,7 @@ class Supervisor:
             self._runtime = ProcessRuntime(SHARD_IDS, self.log_dir)
         self._runtime.start()
         self._progress("waiting for the shards")
-        self._until(self._shards_serve, "the shards")
+        self._until(self._shards_serve, "the shards", RECOVERY_S_MAX)
 
     def _make_socket_dir(self) -> Path:
         configured = self._settings.cluster.socket_dir
@@ -218,7 +224,7 @@ class Supervisor:
             "gateway", ["gateway"], log_path=self.log_dir / "gateway.log", environment={}
         )
         self._gateway.start()
-        self._until(self._gateway_answers, "the gateway")
+        self._until(self._gateway_answers, "the gateway", GATEWAY_S_MAX)
         self.running = Running(
             pid=os.getpid(),
             url=self._url,
@@ -228,15 +234,31 @@ class Supervisor:
             log_dir=str(self.log_dir),
         )
 
-    def _until(self, serves: Callable[[], bool], part: str) -> None:
-        deadline = time.monotonic() + SERVING_S_MAX
+    def _until(self, serves: Callable[[], bool], part: str, seconds_max: float) -> None:
+        begun = told = time.monotonic()
         while not serves():
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now - begun > seconds_max:
                 raise NotServing(f"{part} did not come up in time: see {self.log_dir}")
-            time.sleep(0.05)
+            if now - told > WAITING_S:
+                told = now
+                self._progress(f"still waiting for {part}: see {self.log_dir}")
+                self.keep_running()
+            time.sleep(LOOK_S)
 
     def _shards_serve(self) -> bool:
-        return asyncio.run(_serving(self._settings.postgres.dsn)) >= set(SHARD_IDS)
+        entries = asyncio.run(_read_entries(self._settings.postgres.dsn))
+        self.halted = {
+            entry.shard_id: entry.halted_for or "halted by hand"
+            for entry in entries
+            if entry.state == "halted"
+        }
+        serving = {
+            entry.shard_id
+            for entry in entries
+            if entry.endpoint is not None and asyncio.run(_takes_connections(entry.endpoint))
+        }
+        return serving | self.halted.keys() >= set(SHARD_IDS)
 
     def _gateway_answers(self) -> bool:
         assert self._gateway is not None
@@ -246,30 +268,25 @@ class Supervisor:
 
     def _gateway_ready(self) -> bool:
         try:
-            health = f"{self._url}/v1/health"
+            health = f"{self._url}/v1/health/live" if self.halted else f"{self._url}/v1/health"
             with urllib.request.urlopen(health, timeout=1) as answer:  # noqa: S310 - our own
                 return bool(answer.status == 200)
         except (urllib.error.URLError, OSError):
             return False
 
 
-async def _serving(dsn: str) -> set[int]:
-    """
-    Name the shards whose published endpoint takes connections; a stale one does not.
-    """
+async def _read_entries(dsn: str) -> list[ShardEntry]:
     connection = await connect(dsn, application_name="miliano/supervisor")
     try:
-        entries = await read_directory(connection)
+        return await read_directory(connection)
     finally:
         await connection.close()
-    return {
-        entry.shard_id
-        for entry in entries
-        if entry.endpoint is not None and await _takes_connections(entry.endpoint)
-    }
 
 
 async def _takes_connections(endpoint: str) -> bool:
+    """
+    Say whether somebody listens there; a stale endpoint is one where nobody does.
+    """
     kind, _, where = endpoint.partition(":")
     host, _, port = where.rpartition(":")
     try:

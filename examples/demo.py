@@ -112,11 +112,11 @@ def crash_half_way(ledger: Ledger, batch_id: str, shard: dict[str, Any]) -> None
     tell(f"[bold red]kill -9[/] of the shard (pid {shard['pid']}) after {done_count(batch):,} rows")
     ledger.wait_until_reached(SOURCE)
     outage_s = time.monotonic() - killed_at
+    batch = ledger.call("GET", f"/v1/payout-batches/{batch_id}")
     now = ledger.wait_until_epoch_after(shard["epoch"])
-    tell(
-        f"[bold green]recovered[/] by itself: epoch {shard['epoch']} -> {now['epoch']}, pid"
-        f" {now['pid']}, {outage_s:.1f} s without service; the batch goes on"
-    )
+    tell(f"[bold green]recovered[/] by itself, {outage_s:.1f} s without service:")
+    tell(f"  epoch {shard['epoch']} -> {now['epoch']}, pid {shard['pid']} -> {now['pid']}")
+    tell(f"  the batch goes on by itself from row {done_count(batch):,}")
 
 
 def check_batch(ledger: Ledger, batch: dict[str, Any], funded: int) -> None:

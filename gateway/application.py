@@ -67,9 +67,12 @@ class Application:
 
     @asynccontextmanager
     async def _lifespan(self, _shell: Starlette) -> AsyncIterator[None]:
+        where = self._settings.gateway
         async with self._opening(self._settings) as gateway:
             self._gateway = gateway
+            log.info("gateway serves", host=where.host, port=where.port)
             yield
+            log.info("gateway ends")
 
     def _collector(self) -> GatewayCollector:
         assert self._gateway is not None, "served only while open"
@@ -160,7 +163,6 @@ def _failure(scope: AsgiScope, error: Exception) -> Refusal:
         case ShardUnavailable():
             return Refusal("unavailable", headers=(_SOON,))
         case OutcomeUnknown() | StoreUnavailable():
-            log.warning("no answer", path=scope["path"], error=str(error))
             if is_read:
                 return Refusal("unavailable", headers=(_SOON,))
             return Refusal("outcome_unknown")

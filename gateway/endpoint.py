@@ -141,5 +141,7 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         if self.idempotent:
             codes += ["idempotency_key_missing", "idempotency_key_invalid"]
         if self.commands:
-            codes += ["overloaded", "unavailable", "outcome_unknown"]
+            codes += ["overloaded", "unavailable"]
+        if self.method != "GET":
+            codes += ["outcome_unknown"]
         return sorted(set(codes))

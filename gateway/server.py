@@ -21,7 +21,7 @@ from gateway.opening import check_settings, open_gateway
 from gateway.problems import Refusal
 
 KEEP_ALIVE_S = 75
-GRACEFUL_SHUTDOWN_S = 10
+SHUTDOWN_MARGIN_S = 5
 BACKLOG = 2_048
 HEAD_BYTES_MAX = 64 * 1024
 ARRIVAL_BYTES_A_SECOND_MIN = 64 * 1024  # A large body may take its time, a dripping one not.
@@ -111,6 +111,8 @@ class Protocol(HttpToolsProtocol):
         Hang up on what is not a whole request; say why where that cannot be taken for the
         answer to another one.
         """
+        if self.transport.is_closing():
+            return
         if self._is_next_to_be_answered():
             refusal = Refusal(code)
             body = refusal.reply().body
@@ -170,10 +172,11 @@ def server_config(application: Application, settings: Settings) -> uvicorn.Confi
     """
     Say how uvicorn serves *application*.
     """
+    gateway = settings.gateway
     return uvicorn.Config(
         application,
-        host=settings.gateway.host,
-        port=settings.gateway.port,
+        host=gateway.host,
+        port=gateway.port,
         loop="uvloop",
         http=Protocol,
         ws="none",
@@ -182,7 +185,9 @@ def server_config(application: Application, settings: Settings) -> uvicorn.Confi
         proxy_headers=False,
         server_header=False,
         access_log=False,
+        log_config=None,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_S,
+        # Whoever waits for a shard is answered at the latest when its time is up.
+        timeout_graceful_shutdown=gateway.request_timeout_ms // 1000 + SHUTDOWN_MARGIN_S,
     )

@@ -262,8 +262,10 @@ class ShardClient:
                     log.info("shard not reached", shard_id=self.shard_id, error=str(error))
                     await asyncio.sleep(RECONNECT_S)
                     continue
+            # Not `wait_for`: in Python 3.11 it can swallow the cancellation that ends this task.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._endpoint_changed.wait(), 1.0)
+                async with asyncio.timeout(1.0):
+                    await self._endpoint_changed.wait()
 
     async def _connect(self, endpoint: str) -> None:
         connection = GatewayConnection(self, self._secret)
@@ -274,7 +276,8 @@ class ShardClient:
             host, _, port = address.rpartition(":")
             await self._loop.create_connection(lambda: connection, host, int(port))
         try:
-            await asyncio.wait_for(connection.trusted, 5.0)
+            async with asyncio.timeout(5.0):
+                await connection.trusted
         except BaseException:
             connection.abort()
             raise

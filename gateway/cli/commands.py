@@ -90,12 +90,26 @@ class Running(msgspec.Struct, frozen=True):
     What `running.json` of a data folder says, as far as the command line reads it.
     """
 
-    pid: int
     url: str
     dsn: str
-    runtime: str
     key_file: str
-    log_dir: str
+
+    def api_key(self) -> str:
+        return read_own(Path(self.key_file)).decode().strip()
+
+
+def read_own(path: Path) -> bytes:
+    """
+    Read a file of the data folder; raises Failure for whoever may not.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise Failure(
+            ExitCode.NOT_REACHABLE,
+            f"Cannot read {path}: {error.strerror}. Ask as the ledger's own user, or name another"
+            " ledger with MILIANO_URL and MILIANO_KEY.",
+        ) from error
 
 
 class Session(msgspec.Struct, frozen=True):
@@ -117,10 +131,8 @@ class Session(msgspec.Struct, frozen=True):
         """
         Read what the ledger of this folder says about itself; None when it does not run.
         """
-        try:
-            return msgspec.json.decode((self.folder / "running.json").read_bytes(), type=Running)
-        except FileNotFoundError:
-            return None
+        path = self.folder / "running.json"
+        return msgspec.json.decode(read_own(path), type=Running) if path.exists() else None
 
     def require_running(self, instead: str) -> Running:
         running = self.running()

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -61,6 +62,33 @@ def show_status(session: Session) -> Outcome:
         from processor.storage import schema
 
         return _outcome(schema.schema_status(dsn), "")
+
+
+@command(app, "resume", DATABASE)
+def resume(
+    session: Session,
+    shard: Annotated[int, typer.Argument(metavar="SHARD", min=0, help="The shard's number.")],
+) -> Outcome:
+    """
+    Let a halted shard recover at its next start. Make sure first that `verify` is clean.
+    """
+
+    async def run(dsn: str) -> bool:
+        connection = await connect(dsn, application_name="miliano/resume")
+        try:
+            return await resume_shard(connection, shard)
+        finally:
+            await connection.close()
+
+    dsn = session.database()
+    with database_errors():
+        from processor.storage.connection import connect
+        from processor.storage.directory import resume_shard
+
+        if not asyncio.run(run(dsn)):
+            raise Failure(ExitCode.REFUSED, f"Shard {shard} is not halted.")
+    shown = f"Shard {shard} is active; it recovers when `miliano up` starts the next time."
+    return Outcome({"shard": shard, "state": "active"}, shown)
 
 
 def _outcome(revisions: list[Revision], nothing: str) -> Outcome:

@@ -158,7 +158,7 @@ def open_ledger(session: Session, *, with_key: bool = True) -> Iterator[Ledger]:
         if url is None:
             url = session.require_running("say where it is with --url").url
         if api_key is None and running is not None and running.url == url:
-            api_key = Path(running.key_file).read_text().strip()
+            api_key = running.api_key()
     if api_key is None and with_key:
         raise Failure(ExitCode.USAGE, "There is no API key: set MILIANO_KEY, or use --api-key.")
     ledger = Ledger(url, api_key if with_key else None)

@@ -103,11 +103,18 @@ def _start(session: Session) -> tuple[Supervisor, Running]:
 
 def _tell(session: Session, supervisor: Supervisor, running: Running) -> None:
     if session.as_json:
-        document = {"ready": True, **msgspec.to_builtins(running), "new_key": supervisor.new_key}
+        document = {
+            "ready": not supervisor.halted,
+            **msgspec.to_builtins(running),
+            "new_key": supervisor.new_key,
+        }
         del document["dsn"]  # It may hold a password, and logs are kept.
         print_json(document)
         return
-    out.print(f"[bold green]ready[/] at [bold]{running.url}[/]  (reference: {running.url}/docs)")
+    for shard_id, reason in supervisor.halted.items():
+        out.print(f"[bold red]shard {shard_id} is halted:[/] {escape(reason)}")
+    ready = "[bold red]not ready[/]" if supervisor.halted else "[bold green]ready[/]"
+    out.print(f"{ready} at [bold]{running.url}[/]  (reference: {running.url}/docs)")
     if supervisor.new_key is not None:
         out.print(f"API key: {supervisor.new_key}")
     out.print(f"key file: {escape(running.key_file)}")

@@ -27,6 +27,11 @@ _ENTRIES = """
     SELECT shard_id, epoch, state, endpoint, pid, build, halted_for FROM shard ORDER BY shard_id
 """
 
+_RESUME = """
+    UPDATE shard SET state = 'active', halted_for = NULL, changed_at = now()
+     WHERE shard_id = $1 AND state = 'halted' RETURNING true
+"""
+
 
 class ShardEntry(msgspec.Struct, frozen=True):
     """
@@ -44,6 +49,14 @@ class ShardEntry(msgspec.Struct, frozen=True):
 
 async def read_directory(connection: asyncpg.Connection[Any]) -> list[ShardEntry]:
     return [ShardEntry(*row) for row in await connection.fetch(_ENTRIES)]
+
+
+async def resume_shard(connection: asyncpg.Connection[Any], shard_id: int) -> bool:
+    """
+    Let a halted shard recover at its next start; False when there is no such halted shard.
+    """
+    resumed = await connection.fetchval(_RESUME, shard_id)
+    return resumed is not None
 
 
 class Directory:
@@ -81,7 +94,9 @@ class Directory:
                 if entries != self._entries:
                     self._entries = entries
                     self._changed(entries)
+                # Not `wait_for`: in Python 3.11 it can swallow the cancellation that ends this.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._look.wait(), POLL_S)
+                    async with asyncio.timeout(POLL_S):
+                        await self._look.wait()
         finally:
             connection.terminate()

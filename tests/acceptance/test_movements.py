@@ -13,6 +13,8 @@ import httpx2
 import pytest
 
 from tests.support.merchant import Merchant, code_of, fresh
+from tests.support.running_gateway import RunningGateway
+from tests.support.waiting import until
 
 
 def body_of(source: str, destination: str, amount: int = 1, **more: Any) -> dict[str, Any]:
@@ -59,7 +61,9 @@ def test_the_world_outside(acme: Merchant, path: str, side: str, balance: int) -
     assert acme.get(f"/v1/transfers/{transfer['id']}").json() == transfer
 
 
-def test_a_transfer_to_another_merchant(acme: Merchant, globex: Merchant) -> None:
+def test_a_transfer_to_another_merchant(
+    gateway: RunningGateway, acme: Merchant, globex: Merchant
+) -> None:
     """
     Both sides look the transfer up, each with its own balance; a third party finds nothing.
     """
@@ -74,6 +78,9 @@ def test_a_transfer_to_another_merchant(acme: Merchant, globex: Merchant) -> Non
     seen = asyncio.run(until(seen_by_payee, "the payee's wallet to be in the tables"))
     assert (made["balance"], made["version"]) == (70, 2)
     assert seen == made | {"balance": 35, "version": 2}
+    initech = Merchant(gateway.url, gateway.key("initech"))
+    assert initech.get(f"/v1/transfers/{made['id']}").status_code == 404
+    initech.close()
 
 
 @pytest.mark.parametrize(

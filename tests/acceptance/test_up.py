@@ -6,6 +6,7 @@ Method: the command in a process of its own, ended in each way there is; its pro
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -17,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.databases import execute
 from tests.support.ledger import SERVING_S_MAX, Ledger, end, ledger_folder, running_ledger
 
 BALANCE = 123_456
+RAY_ANEW_S_MAX = 120.0
 
 
 @pytest.fixture
@@ -120,6 +123,24 @@ def deposit_until_posted(ledger: Ledger, key: str) -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.timeout(240)
+def test_ray_whose_server_dies_is_started_anew(folder: Path) -> None:
+    """
+    When Ray's own server is killed, Ray is replaced under the running ledger, and money moves.
+    """
+    with running_ledger("ray", folder / "data") as ledger:
+        fund(ledger)
+        epoch = ledger.shard()["epoch"]
+        (server,) = [pid for pid, command in ledger.processes().items() if "gcs_server" in command]
+        os.kill(server, signal.SIGKILL)
+        deadline = time.monotonic() + RAY_ANEW_S_MAX
+        while ledger.shard()["epoch"] == epoch:
+            assert time.monotonic() < deadline, ledger.words()
+            time.sleep(0.2)
+        deposit_until_posted(ledger, "after-ray")
+        assert balance(ledger) == BALANCE + 1
+
+
 def test_second_one_is_refused(stopped_ledger: Ledger) -> None:
     """
     A second `up` in the same folder, or on a port that is taken, ends with 6 and says why; the
@@ -195,3 +216,31 @@ def test_first_key_is_told_once(folder: Path) -> None:
             assert key_file.stat().st_mode & 0o777 == 0o600
             assert key_file.read_text().strip() == ledger.key
     assert told == [ledger.key, None]
+
+
+def test_halted_shard_can_be_looked_at_and_resumed(stopped_ledger: Ledger) -> None:
+    """
+    A ledger with a halted shard comes up, says why nothing moves, and moves again once resumed.
+    """
+    ledger = stopped_ledger
+    ledger.start()
+    fund(ledger)
+    halt = "UPDATE shard SET state = 'halted', halted_for = 'the moon', endpoint = NULL"
+    asyncio.run(execute(ledger.dsn, halt))
+    assert ledger.stop() == 0, ledger.words()
+
+    ledger.start()
+    assert not ledger.running["ready"]
+    status = ledger.run("status")
+    assert status.code == 3
+    assert "shard 0 is halted: the moon" in status.out
+    assert ledger.run("deposit", "shop", "1", "EUR").code == 3
+    assert "books balanced" in ledger.run("verify").out
+    assert ledger.json("db", "resume", "0") == {"shard": 0, "state": "active"}
+    assert ledger.run("db", "resume", "0").code == 4
+    assert ledger.stop() == 0, ledger.words()
+
+    ledger.start()
+    assert ledger.running["ready"]
+    assert balance(ledger) == BALANCE
+    assert ledger.stop() == 0, ledger.words()

@@ -9,12 +9,10 @@ Method: the real processes on a real database, under load from clients that ask 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
 import pytest
@@ -27,6 +25,7 @@ from processor.storage.verification import verify
 from tests.support.books import Journal, read_balanced_tables
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
 from tests.support.gates import gate_at
+from tests.support.pausing import paused
 from tests.support.raw_peer import connected_peer
 from tests.support.stack import Stack, reading, running_stack
 from tests.support.waiting import until
@@ -265,16 +264,6 @@ async def test_a_paused_shard_that_was_replaced_answers_nobody(stack: Stack, ask
         assert after.balance == 1_000_000
         await stack.projected()
         await read_balanced_tables(stack.dsn)
-
-
-@contextmanager
-def paused(pid: int | None) -> Iterator[None]:
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
 
 async def replaced(stack: Stack, epoch: int) -> bool:

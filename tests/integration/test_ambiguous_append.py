@@ -280,6 +280,27 @@ async def test_a_stuck_append_is_abandoned_and_settled(
         assert proxy.link_of(WRITER) is not link
 
 
+async def test_an_append_that_arrives_late_inserts_nothing(
+    database: str, proxied: tuple[TcpProxy, str]
+):
+    """
+    The request was under way so long that the batch was written anew; when it arrives after all,
+    on the old connection and with the old epoch, nothing happens.
+    """
+    proxy, dsn = proxied
+    async with till_at(dsn, database) as till:
+        await till.pay()
+        link = proxy.link_of(WRITER)
+        link.swallow(TO_SERVER)
+        assert await till.pay_in_doubt() == 1
+        before = (await read_journal(database)).sequence
+        passed = link.passed[TO_CLIENT]
+        link.deliver_late()
+        await until(lambda: link.passed[TO_CLIENT] == passed + 27, "the answer to the late one")
+        assert (await read_journal(database)).sequence == before
+        await till.pay()
+
+
 async def test_settling_survives_cuts_of_its_own(database: str, proxied: tuple[TcpProxy, str]):
     """
     The connection that settles is cut too: while it is made, at the bump, at the look.

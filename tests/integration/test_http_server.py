@@ -162,14 +162,19 @@ async def test_a_head_has_an_end(line: bytes, excess: int) -> None:
         writer.close()
 
 
-async def test_a_large_body_is_no_large_head() -> None:
+@pytest.mark.parametrize("first", [0, 10])
+async def test_a_large_body_is_no_large_head(first: int) -> None:
     """
-    The bound is the head's alone, even when everything comes at once.
+    The bound is the head's alone, even when the body comes in one piece with its end.
     """
     async with serving() as served:
         reader, writer = await served.connect()
         body = b"x" * (4 * HEAD_BYTES_MAX)
-        writer.write(b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body))
+        request = b"POST / HTTP/1.1\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
+        if first:
+            writer.write(request[:first])
+            await until(lambda: any(found._in_head for found in connections(served)), "the head")
+        writer.write(request[first:])
 
         assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200")
         assert served.bodies == [body]

@@ -195,6 +195,29 @@ class DyingShard(threading.Thread):
         over.set()
 
 
+async def test_clients_can_be_stopped_at_any_moment(served: Served):
+    """
+    Stopping ends in time also in the very turn of the loop in which a connection comes about.
+    """
+    for turns in range(12):
+        clients = ShardClients(dsn=served.dsn, secret=SECRET, settings=GatewaySettings())
+        link_count = len(served.proxy.links)
+        await clients.start()
+        while not proof_is_out(served.proxy, link_count):
+            await asyncio.sleep(0)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await clients.stop()
+
+
+def proof_is_out(proxy: TcpProxy, link_count: int) -> bool:
+    """
+    Say whether a connection after the first *link_count* has got the shard's proof.
+    """
+    return any(link.messages[Direction.TO_CLIENT] == 2 for link in proxy.links[link_count:])
+
+
 async def test_an_answer_that_never_comes_is_unknown_and_then_found(served: Served):
     """
     A swallowed reply leaves the outcome unknown at the deadline; on the next connection the same

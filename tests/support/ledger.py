@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 from typer.testing import CliRunner
 
+from actors.short_dir import remove_short_dir
 from gateway.cli import app
 
 STOP_S_MAX = 60.0
@@ -89,7 +90,7 @@ class Ledger:
         line = self.process.stdout.readline()
         assert line, f"miliano up ended: {self.words()}"
         self.running = json.loads(line)
-        assert self.running.get("ready"), line
+        assert "url" in self.running, line
         self.url = self.running["url"]
         self.dsn = json.loads((self.data_dir / "running.json").read_text())["dsn"]
         self.key = Path(self.running["key_file"]).read_text().strip()
@@ -185,11 +186,10 @@ class Ledger:
             time.sleep(LOOK_S)
         raise AssertionError(f"the shard is not served: {ran}\n{self.words()}")
 
-    def wait_until_projected(self) -> None:
+    def wait_until_projected(self, sequence: int) -> None:
         """
-        Wait until the tables show what was written before.
+        Wait until the tables show the journal up to *sequence*.
         """
-        sequence = self.shard()["sequence"]
         deadline = time.monotonic() + SERVING_S_MAX
         while self.shard()["projected_sequence"] < sequence:
             assert time.monotonic() < deadline, self.words()
@@ -226,21 +226,23 @@ def running_ledger(runtime: str = "ray", data_dir: Path | None = None) -> Iterat
 @contextmanager
 def ledger_folder() -> Iterator[Path]:
     """
-    Make a folder for a ledger's data, removed at the end.
+    Make a folder for ledgers' data, removed at the end with what they keep elsewhere.
     """
     folder = Path(tempfile.mkdtemp(prefix="mil-"))
     try:
         yield folder
     finally:
+        for link in [*folder.rglob("ray"), *folder.rglob("run")]:
+            remove_short_dir(link)
         shutil.rmtree(folder)
 
 
 def end(ledger: Ledger) -> None:
     """
-    Kill what is left of a ledger whose test failed; its children go with it.
+    Kill a ledger that still runs; its children go with it.
     """
     process = ledger.process
     if process is not None and process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        process.kill()
         process.communicate()
+        ledger.wait_until_gone()

@@ -144,6 +144,7 @@ class Link:
         self._client = client
         self._server: asyncio.StreamWriter | None = None
         self._swallowed: set[Direction] = set()
+        self._kept = {direction: bytearray() for direction in Direction}
         self._faults: dict[Direction, Fault] = {}
         self._ends = {direction: MessageEnds(proxy.measure) for direction in Direction}
 
@@ -198,6 +199,18 @@ class Link:
         """
         self._proxy.command(lambda: self._swallowed.update(directions or Direction))
 
+    def deliver_late(self) -> None:
+        """
+        Let the server have now what was swallowed on its way there; a client may be long gone.
+        """
+        self._proxy.command(self._deliver_kept)
+
+    def _deliver_kept(self) -> None:
+        assert self._server is not None, "not connected"
+        self._swallowed.discard(Direction.TO_SERVER)
+        self._server.write(bytes(self._kept[Direction.TO_SERVER]))
+        self._kept[Direction.TO_SERVER].clear()
+
     async def carry(self, reader: asyncio.StreamReader) -> None:
         """
         Forward until one side ends.
@@ -209,8 +222,8 @@ class Link:
             asyncio.create_task(self._pump(server_reader, self._client, Direction.TO_CLIENT)),
         ]
         await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        # A swallowing link keeps its other side in the dark until the proxy ends.
-        if self._swallowed:
+        # A link that swallowed keeps its other side in the dark until the proxy ends.
+        if self._swallowed or any(self.lost.values()):
             await asyncio.wait(both)
             await self._proxy.stopping.wait()
         self._end(reset=False)
@@ -231,6 +244,7 @@ class Link:
                     self._proxy.opened(self)
                 if direction in self._swallowed:
                     self.lost[direction] += len(data)
+                    self._kept[direction] += data
                 else:
                     await self._forward(data, writer, direction)
 
@@ -243,9 +257,10 @@ class Link:
         if allowed is not None:
             ends = [end for end in ends if end <= allowed]
             data = data[:allowed]
-        writer.write(data)
+        # Counted first: who has received something finds it counted.
         self.passed[direction] += len(data)
         self.messages[direction] += len(ends)
+        writer.write(data)
         if fault is not None and allowed is not None:
             fault.happen()
         else:

@@ -250,12 +250,29 @@ def test_key_of_this_folder_goes_nowhere_else(tmp_path: Path) -> None:
     """
     key_file = tmp_path / "api_key"
     key_file.write_text("secret\n")
-    running = {"pid": 1, "url": "http://127.0.0.1:2", "dsn": "", "runtime": "ray", "log_dir": ""}
+    running = {"url": "http://127.0.0.1:2", "dsn": "", "key_file": str(key_file), "pid": 1}
     folder = tmp_path / ".miliano"
     folder.mkdir()
-    (folder / "running.json").write_text(json.dumps({**running, "key_file": str(key_file)}))
+    (folder / "running.json").write_text(json.dumps(running))
     assert run("wallets", "list").exit_code == ExitCode.NOT_REACHABLE
     assert run("wallets", "list", "--url", "http://127.0.0.1:1").exit_code == ExitCode.USAGE
+
+
+def test_folder_that_cannot_be_read(tmp_path: Path) -> None:
+    """
+    A data folder or key of somebody else gives words, not a traceback.
+    """
+    folder = tmp_path / ".miliano"
+    (folder / "running.json").mkdir(parents=True)
+    ran = run("wallets", "list")
+    assert ran.exit_code == ExitCode.NOT_REACHABLE
+    assert "Cannot read .miliano/running.json: Is a directory" in ran.stderr
+    (folder / "running.json").rmdir()
+    running = {"url": "http://127.0.0.1:2", "dsn": "", "key_file": "missing"}
+    (folder / "running.json").write_text(json.dumps(running))
+    ran = run("wallets", "list")
+    assert ran.exit_code == ExitCode.NOT_REACHABLE
+    assert "Cannot read missing: No such file" in ran.stderr
 
 
 def test_wrong_settings() -> None:

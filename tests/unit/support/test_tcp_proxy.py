@@ -211,6 +211,22 @@ async def test_a_black_hole_takes_everything_and_tells_nobody(proxied):
     second.close()
 
 
+async def test_what_was_swallowed_can_be_delivered_late(proxied):
+    """
+    The client is gone; what it said arrives after all.
+    """
+    echo, proxy = proxied
+    _, writer = await greet(proxy)
+    link = proxy.link_of(b"hello")
+    link.swallow(Direction.TO_SERVER)
+    writer.write(framed(b"late"))
+    await until(lambda: link.lost[Direction.TO_SERVER] == 8, "all is swallowed")
+    writer.close()
+    assert echo.received == framed(b"hello")
+    link.deliver_late()
+    await until(lambda: echo.received == framed(b"hello") + framed(b"late"), "it arrives late")
+
+
 async def test_one_direction_can_be_swallowed(proxied):
     """
     A reply that is swallowed was caused by a request that arrived.
