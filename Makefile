@@ -30,10 +30,11 @@ load: install  ## Measure single transfers for ten seconds.
 test: install  ## Run every test.
 	$(BIN)/python -m pytest
 
-check: install  ## Lint, formatting and types.
+check: install  ## Lint, formatting, types, and the rules of the tree.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_tidy.py
 
 fmt: install  ## Format the source and mend what the linter can.
 	$(BIN)/ruff check --fix-only --quiet .

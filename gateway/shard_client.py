@@ -188,7 +188,9 @@ class ShardClient:
                         group.answer.set_result(reply.results[start:end])
                     start = end
             case Overloaded():
-                self._refuse(groups, reply.retry_after_ms)
+                if self._refuse(groups, reply.retry_after_ms):
+                    self._loop.call_later(RECONNECT_S, self._flush_soon)
+                    return
             case StaleEpoch():
                 self._epoch = reply.epoch
                 self._put_back(groups, applied=False)
@@ -200,7 +202,10 @@ class ShardClient:
         if self._waiting:
             self._flush_soon()
 
-    def _refuse(self, groups: list[Group], retry_after_ms: int) -> None:
+    def _refuse(self, groups: list[Group], retry_after_ms: int) -> bool:
+        """
+        Tell who can be told; return whether the others have to be asked for again.
+        """
         in_doubt = []
         for group in groups:
             if group.sent_count == 1:
@@ -208,8 +213,8 @@ class ShardClient:
             else:
                 # An earlier sending may have been applied: only the shard can tell.
                 in_doubt.append(group)
-        if in_doubt:
-            self._put_back(in_doubt, applied=False)
+        self._put_back(in_doubt, applied=False)
+        return bool(in_doubt)
 
     def _put_back(self, groups: list[Group], *, applied: bool) -> None:
         for group in reversed(groups):

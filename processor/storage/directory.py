@@ -20,6 +20,7 @@ from processor.storage.shard_store import ENDPOINT_CHANNEL, STORE_ERRORS
 
 POLL_S = 1.0
 RETRY_S = 0.2
+LOOK_S_MAX = 5.0  # A server that does not answer for so long is given up on.
 
 log = structlog.get_logger("directory")
 
@@ -90,7 +91,8 @@ class Directory:
             await connection.add_listener(ENDPOINT_CHANNEL, lambda *_: self._look.set())
             while True:
                 self._look.clear()
-                entries = await read_directory(connection)
+                async with asyncio.timeout(LOOK_S_MAX):
+                    entries = await read_directory(connection)
                 if entries != self._entries:
                     self._entries = entries
                     self._changed(entries)

@@ -25,6 +25,7 @@ from processor.core.record import BrokenChain, Record, seal
 from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
 from processor.flow.frames import Posted, Rejected
+from processor.storage import directory
 from processor.storage.directory import Directory, ShardEntry
 from processor.storage.projection import Projection, WatermarkMoved
 from processor.storage.shard_store import STORE_ERRORS, PostgresShardStore
@@ -557,17 +558,19 @@ async def test_an_append_passes_a_partition_that_waits(database: str, shard: Loc
 
 
 async def test_the_directory_survives_the_loss_of_its_session(
-    database: str, proxied: tuple[TcpProxy, str]
+    database: str, proxied: tuple[TcpProxy, str], monkeypatch: pytest.MonkeyPatch
 ):
     """
-    Cut off or told farewell without an end, it looks again and reports what has changed.
+    Cut off, told farewell without an end, or not told anything any more: it looks again and
+    reports what has changed.
     """
+    monkeypatch.setattr(directory, "LOOK_S_MAX", 0.2)
     proxy, dsn = proxied
     seen: list[list[ShardEntry]] = []
     watching = asyncio.create_task(Directory(dsn, seen.append).run())
     try:
         await until(lambda: seen, "the first look")
-        losses = [cut, lambda link: directory_farewell(database, link)]
+        losses = [cut, lambda link: directory_farewell(database, link), swallow]
         for number, lose in enumerate(losses):
             await lose(proxy.link_of(b"miliano/directory"))
             await execute(database, f"INSERT INTO shard (shard_id) VALUES ({number})")
@@ -575,6 +578,10 @@ async def test_the_directory_survives_the_loss_of_its_session(
     finally:
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
+
+
+async def swallow(link: Link) -> None:
+    link.swallow()
 
 
 async def directory_farewell(dsn: str, link: Link) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import secrets
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,10 +23,16 @@ import uvloop
 
 from actors import shard_server
 from actors.shard_server import ShardServer
-from configs.settings import GatewaySettings
-from gateway.shard_client import OutcomeUnknown, ShardClients, ShardUnavailable
+from configs.settings import GatewaySettings, ShardSettings, WriteBehindSettings
+from gateway.shard_client import (
+    OutcomeUnknown,
+    ShardClients,
+    ShardOverloaded,
+    ShardUnavailable,
+)
 from processor.flow import frames
 from processor.flow.frames import Posted, StaleEpoch
+from processor.storage.projection import Projection
 from tests.support.books import read_journal
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
 from tests.support.databases import execute
@@ -73,11 +80,15 @@ async def served(database: str, folder: Path) -> AsyncIterator[Served]:
 
 
 @asynccontextmanager
-async def serving(dsn: str, folder: Path) -> AsyncIterator[Served]:
+async def serving(
+    dsn: str, folder: Path, *, lag_records_max: int = 20_000
+) -> AsyncIterator[Served]:
     """
     Serve a shard with two wallets, one filled, on a Unix socket and through a proxy.
+
+    Nothing projects: the shard is overloaded as soon as the tables are *lag_records_max* behind.
     """
-    shard = LocalShard(dsn)
+    shard = LocalShard(dsn, ShardSettings(lag_records_max=lag_records_max))
     server = ShardServer(shard.shard, SECRET)
     await server.listen_unix(folder / "shard")
     proxy = TcpProxy(folder / "shard", folder / "proxy")
@@ -235,6 +246,46 @@ async def test_an_answer_that_never_comes_is_unknown_and_then_found(served: Serv
         assert isinstance(result, Posted)
         assert result.repeated
     assert (await read_journal(served.dsn)).balance("b") == 1
+
+
+async def test_an_overloaded_shard_is_not_asked_in_a_tight_loop(database: str, folder: Path):
+    """
+    A command in doubt meets an overloaded shard: only the shard knows what became of it, so it
+    is asked again until it can say, at a pace that leaves it time; new commands are refused.
+    """
+    async with serving(database, folder, lag_records_max=2) as served, served.clients() as clients:
+        await clients.submit(read_wallet("a"), timeout_ms=PATIENT_MS)
+        link = served.proxy.links[-1]
+        link.swallow(Direction.TO_CLIENT)
+        doubtful = asyncio.create_task(
+            clients.submit(transfer("a", "b", 1, key="1"), timeout_ms=PATIENT_MS)
+        )
+        await until(lambda: link.lost[Direction.TO_CLIENT], "the lost answer")
+        link.cut()
+        await until(lambda: answer_count(served.proxy.links[-1], after=link), "a refusal")
+        with pytest.raises(ShardOverloaded):
+            await clients.submit(transfer("a", "b", 1, key="2"), timeout_ms=PATIENT_MS)
+        frame_count = clients.statistics()[0].frame_count
+        started = time.monotonic()
+        await until(lambda: clients.statistics()[0].frame_count >= frame_count + 5, "asking again")
+        elapsed_s = time.monotonic() - started
+        assert clients.statistics()[0].frame_count - frame_count < 10 + elapsed_s * 50
+
+        projection = Projection(database, 0, WriteBehindSettings())
+        await projection.open()
+        while await projection.step():
+            pass
+        projection.close()
+        result = await doubtful
+        assert isinstance(result, Posted)
+        assert result.repeated
+
+
+def answer_count(link: Link, *, after: Link) -> int:
+    """
+    Count what the shard said on *link* since the handshake, if it is another one than *after*.
+    """
+    return 0 if link is after else max(0, link.messages[Direction.TO_CLIENT] - 2)
 
 
 async def test_what_was_never_sent_is_called_not_applied(served: Served):

@@ -42,7 +42,8 @@ class RawPeer:
         self.writer.write(frames.with_length(frames.encode(frame)))
 
     async def reply(self) -> Reply:
-        return frames.decode_reply(await self.read_message())
+        reply: Reply = frames.decode_reply(await self.read_message())
+        return reply
 
     async def read_message(self) -> bytes:
         async with asyncio.timeout(READ_S_MAX):

@@ -7,19 +7,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any
 
 WAIT_S_MAX = 20.0
 LOOK_S = 0.005
 
-T = TypeVar("T")
-
 
 async def until(
-    condition: Callable[[], T | Awaitable[T]], what: str, *, timeout_s: float = WAIT_S_MAX
-) -> T:
+    condition: Callable[[], object], what: str, *, timeout_s: float = WAIT_S_MAX
+) -> Any:
     """
-    Look until *condition* gives something true and return it; fails after the deadline.
+    Look until *condition*, or what it gives to await, is true, and return it; fails after the
+    deadline.
     """
     deadline = time.monotonic() + timeout_s
     while True:
