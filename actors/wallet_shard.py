@@ -423,10 +423,14 @@ class WalletShard:
         """
         started = time.monotonic()
         payload = encode_decisions(batch.decisions)
+        pause = 0.0
         while True:
             record = self._seal(batch, payload)
             if await self._append(record):
                 break
+            # The first time at once; what stays, such as a full disk, is not hammered.
+            await asyncio.sleep(pause)
+            pause = min(max(pause * 2, RETRY_S), RETRY_S_MAX)
         assert record.sequence == self._sequence + 1, "the journal would have a gap"
         self._sequence, self._chain = record.sequence, record.chain
         self._record_count += 1

@@ -9,9 +9,11 @@ Method: the real processes on a real database, under load from clients that ask 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
@@ -25,6 +27,7 @@ from processor.storage.verification import verify
 from tests.support.books import Journal, read_balanced_tables
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
 from tests.support.gates import gate_at
+from tests.support.ledger import Ledger
 from tests.support.pausing import paused
 from tests.support.raw_peer import connected_peer
 from tests.support.stack import Stack, reading, running_stack
@@ -174,18 +177,44 @@ async def test_a_killed_shard_keeps_every_promise(stack: Stack):
     Killed twenty times under load: each acknowledged payment is there once, as it was told; each
     unknown one once or never; each that was called not applied, never; and the books balance.
     """
+
+    async def crash() -> None:
+        stack.crash_shard()
+
+    await survive_kills(stack, crash)
+
+
+@pytest.mark.timeout(300)
+async def test_a_shard_killed_under_ray_keeps_every_promise(ledger: Ledger):
+    """
+    The same when nobody but Ray starts the shard again.
+    """
+    # Its own processes are never started: it only tells how to reach those under Ray.
+    stack = Stack(ledger.dsn, ledger.data_dir, environment={})
+    stack.secret = (ledger.data_dir / "cluster_secret").read_text().strip()
+
+    async def crash() -> None:
+        pid = (await stack.shard_entry()).pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+
+    await survive_kills(stack, crash)
+
+
+async def survive_kills(stack: Stack, crash: Callable[[], Awaitable[None]]) -> None:
     payers = Payers(seed=1)
     chance = random.Random(2)
+    epoch = (await stack.shard_entry()).epoch
     async with gateways(stack, 2) as both:
         await fill_wallets(both[0])
         payers.start(both, worker_count=8)
         for _ in range(KILLS):
             await payers.answered(chance.randint(1, 150))
-            stack.crash_shard()
+            await crash()
         await payers.answered(50)
         await payers.stop()
     await check_everything(stack, payers)
-    assert (await stack.shard_entry()).epoch > KILLS
+    assert (await stack.shard_entry()).epoch >= epoch + KILLS
     assert [heard for heard in payers.heard if heard.answer is None], "nothing stayed unknown"
     assert [heard for heard in payers.heard if heard.answer is not None and heard.answer.repeated]
 
