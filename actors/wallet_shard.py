@@ -21,7 +21,7 @@ import gc
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from enum import Enum
 from typing import Any
 
@@ -451,18 +451,26 @@ class WalletShard:
         )
 
     async def _append(self, record: Record) -> bool:
-        # The watch drops the socket of a stuck append; it never asks the server to cancel.
+        try:
+            with self._stuck_is_abandoned():
+                await self._store.append(record)
+            return True
+        except AppendInDoubt as doubt:
+            log.warning("append in doubt", shard_id=self.shard_id, doubt=str(doubt))
+        return await self._settle(record)
+
+    @contextlib.contextmanager
+    def _stuck_is_abandoned(self) -> Iterator[None]:
+        """
+        Drop the writer's socket when it is stuck; the server is never asked to cancel.
+        """
         watch = asyncio.get_running_loop().call_later(
             self._settings.append_stuck_ms / 1000, self._store.abandon
         )
         try:
-            await self._store.append(record)
-            return True
-        except AppendInDoubt as doubt:
-            log.warning("append in doubt", shard_id=self.shard_id, doubt=str(doubt))
+            yield
         finally:
             watch.cancel()
-        return await self._settle(record)
 
     async def _settle(self, record: Record) -> bool:
         durable = False
@@ -478,16 +486,12 @@ class WalletShard:
         return durable
 
     async def _check_fence(self) -> None:
-        watch = asyncio.get_running_loop().call_later(
-            self._settings.append_stuck_ms / 1000, self._store.abandon
-        )
         try:
-            await self._store.check_fence()
+            with self._stuck_is_abandoned():
+                await self._store.check_fence()
             return
         except AppendInDoubt as doubt:
             log.warning("fence not checked", shard_id=self.shard_id, doubt=str(doubt))
-        finally:
-            watch.cancel()
         # The bump that restores the connection is itself a look that began after the reads.
         await self._until_available(self._store.restore_connection)
         await self._publish()

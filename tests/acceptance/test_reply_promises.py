@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,6 +18,7 @@ import pytest
 
 from processor.storage.connection import connect
 from tests.support.merchant import Merchant, code_of, fresh
+from tests.support.pausing import paused
 from tests.support.running_gateway import RunningGateway, running_gateway
 from tests.support.stack import Stack
 from tests.support.waiting import until
@@ -72,22 +70,6 @@ def wallets(merchant: Merchant) -> dict[str, Any]:
 
 def is_replay(reply: httpx2.Response) -> bool:
     return reply.headers.get("idempotent-replayed") == "true"
-
-
-def freeze_shard(stack: Stack) -> int:
-    """
-    Stop every thread of the shard where it is, until SIGCONT; return its process id.
-    """
-    pid = stack.shard.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    asyncio.run(until(lambda: is_frozen(pid), "the shard to stop"))
-    return pid
-
-
-def is_frozen(pid: int) -> bool:
-    states = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
-    return all(state.rpartition(")")[2].split()[0] == "T" for state in states)
 
 
 async def rows(stack: Stack, query: str) -> list[tuple[Any, ...]]:
@@ -224,11 +206,8 @@ def test_an_unknown_outcome_becomes_known(
     504: nobody knows, and the reply says so; the same key then gives the one true outcome.
     """
     body, key = wallets(shop), fresh("key")
-    pid = freeze_shard(own_stack)
-    try:
+    with paused(own_stack.shard.pid):
         lost = hurried_shop.post("/v1/transfers", body, key=key)
-    finally:
-        os.kill(pid, signal.SIGCONT)
     assert (lost.status_code, code_of(lost)) == (504, "outcome_unknown")
     assert lost.json()["outcome"] == "unknown"
 
@@ -326,8 +305,7 @@ def test_a_client_that_leaves_cancels_nothing(
     A lost connection: the payment goes on to its end, and the same key tells it.
     """
     body, key = wallets(shop), fresh("key")
-    pid = freeze_shard(own_stack)
-    try:
+    with paused(own_stack.shard.pid):
         content = json.dumps(body).encode()
         head = (
             f"POST /v1/transfers HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -341,8 +319,6 @@ def test_a_client_that_leaves_cancels_nothing(
             if reset:
                 linger = b"\x01\x00\x00\x00\x00\x00\x00\x00"
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-    finally:
-        os.kill(pid, signal.SIGCONT)
 
     asyncio.run(until(lambda: shop.balance(body["source"]) == FUNDS - 100, "the money to move"))
     told = shop.post("/v1/transfers", body, key=key)
@@ -384,18 +360,17 @@ def test_stopping_finishes_what_was_begun(own_stack: Stack) -> None:
     with running_gateway(own_stack, **PATIENT) as gateway:
         shop = Merchant(gateway.url, gateway.key("acme"))
         body, key = wallets(shop), fresh("key")
-        pid = freeze_shard(own_stack)
 
         async def stop_while_paying() -> httpx2.Response:
-            paying = asyncio.create_task(
-                asyncio.to_thread(shop.post, "/v1/transfers", body, key=key)
-            )
-            observer = Merchant(gateway.url, None)
-            await until(lambda: in_flight(observer), "the request to be sent to the shard")
-            observer.close()
-            stopping = asyncio.create_task(asyncio.to_thread(gateway.process.stop))
-            await until(lambda: takes_no_more(gateway), "the gateway to close its door")
-            os.kill(pid, signal.SIGCONT)
+            with paused(own_stack.shard.pid):
+                paying = asyncio.create_task(
+                    asyncio.to_thread(shop.post, "/v1/transfers", body, key=key)
+                )
+                observer = Merchant(gateway.url, None)
+                await until(lambda: in_flight(observer), "the request to be sent to the shard")
+                observer.close()
+                stopping = asyncio.create_task(asyncio.to_thread(gateway.process.stop))
+                await until(lambda: takes_no_more(gateway), "the gateway to close its door")
             await stopping
             return await paying
 

@@ -16,6 +16,7 @@ import msgspec
 import pytest
 import uuid_utils
 
+from actors.child_process import ChildProcess
 from configs.settings import PayoutSettings
 from gateway.payout_runner import PayoutRunner, command_of, outcome_of
 from gateway.shard_client import ShardClients
@@ -40,6 +41,8 @@ from tests.support.waiting import until
 
 FUNDS = 10_000_000
 EMPLOYEES = 20
+KILLS = 5  # That hit a batch at work.
+BATCHES_MAX = 20
 
 
 @pytest.fixture(scope="module")
@@ -261,27 +264,46 @@ async def payout_state(store: PayoutStore, batch: PayoutBatch) -> str | None:
 async def test_killed_at_any_moment_it_goes_on(stack, clients, store, payroll):
     """
     The runner's process is killed again and again while it works; each row is paid once.
+
+    A fast machine finishes a batch within few kills, so batches follow until enough have hit.
     """
-    batch = await payroll.submit(250)
     process = stack.process("payouts", ["tests.support.payout_process", "12"])
     chance = random.Random(11)
-    kills = 0
+    interruptions = 0
+    batches: list[PayoutBatch] = []
     try:
-        while (before := await now(store, batch)).state == "processing":
-            process.start()
-
-            async def moved(before=before) -> bool:
-                found = await now(store, batch)
-                return found.state != "processing" or found.pending_count < before.pending_count
-
-            await until(moved, f"progress\n{stack.logs()}")
-            await asyncio.sleep(chance.uniform(0, 0.03))  # Any moment within a chunk or two.
-            process.kill()
-            kills += 1
+        while interruptions < KILLS:
+            assert len(batches) < BATCHES_MAX, f"{interruptions} kills hit a batch at work"
+            batches.append(await payroll.submit(250, reference=f"{payroll.name}-{len(batches)}"))
+            interruptions += await kill_until_paid(stack, store, process, batches[-1], chance)
     finally:
         process.kill()
-    assert kills >= 5
-    await assert_paid_once(stack, store, batch)
+    for batch in batches:
+        await assert_paid_once(stack, store, batch)
+
+
+async def kill_until_paid(
+    stack: Stack,
+    store: PayoutStore,
+    process: ChildProcess,
+    batch: PayoutBatch,
+    chance: random.Random,
+) -> int:
+    """
+    Kill the runner shortly after each start that got on; return how often it was at work then.
+    """
+    interruptions = 0
+    while (before := await now(store, batch)).state == "processing":
+        process.start()
+
+        async def moved(pending_count: int = before.pending_count) -> bool:
+            return (await now(store, batch)).pending_count < pending_count
+
+        await until(moved, f"progress\n{stack.logs()}")
+        await asyncio.sleep(chance.uniform(0, 0.03))  # Any moment within a chunk or two.
+        process.kill()
+        interruptions += (await now(store, batch)).state == "processing"
+    return interruptions
 
 
 @pytest.mark.parametrize("recorded", [0, 3])
