@@ -276,7 +276,7 @@ class WalletShard:
         decisions = decode_decisions(record.payload, record.format)
         if len(decisions) != record.count:
             raise BrokenChain(f"sequence {record.sequence} has {len(decisions)} decisions")
-        named = {name for decision in decisions for name in wallets_touched(decision)}
+        named = {name for decision in decisions for name in wallets_touched(state, decision)}
         missing = named.difference(state.wallets)
         if missing:
             for wallet in await view.load_wallets(missing):
@@ -383,7 +383,7 @@ class WalletShard:
         """
         keys = self._state.keys
         if len(keys.young) * 2 > self._settings.keys_recent_max:
-            forgotten = keys.rotate(self._durable_watermark)
+            forgotten = self._state.forget_keys(self._durable_watermark)
             if forgotten:
                 self._filter.add(forgotten)
         wallets = self._state.wallets

@@ -169,7 +169,13 @@ ENDPOINTS = (
         statuses={200: "The wallet as it is now; asking again changes nothing."},
         scope=Scope.WALLETS_WRITE,
         commands=True,
-        errors=("wallet_unknown", "wallet_closed", "wallet_not_empty", "minimum_above_available"),
+        errors=(
+            "wallet_unknown",
+            "wallet_closed",
+            "wallet_not_empty",
+            "transfers_pending",
+            "minimum_above_available",
+        ),
     ),
     Endpoint(
         method="GET",

@@ -380,6 +380,13 @@ _WALLET_REFUSED = (
         "Bring the balance to 0, then close it.",
     ),
     ProblemKind(
+        "transfers_pending",
+        409,
+        "not_applied",
+        "Money from the wallet is on its way.",
+        "Close it when its pending transfers are posted or rejected; that takes moments.",
+    ),
+    ProblemKind(
         "minimum_above_available",
         409,
         "not_applied",

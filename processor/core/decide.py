@@ -15,6 +15,12 @@ from __future__ import annotations
 import msgspec
 
 from processor.core.amounts import BALANCE_MAX
+from processor.core.channel import (
+    ENTRIES_PENDING_MAX,
+    Entry,
+    entry_of,
+    next_link,
+)
 from processor.core.commands import (
     MoveMoney,
     OpenWallet,
@@ -23,9 +29,16 @@ from processor.core.commands import (
     TransferType,
 )
 from processor.core.decisions import (
+    EntryCredited,
+    EntryDecision,
+    EntryRefused,
+    SettlementDecision,
     TransferDecision,
     TransferPosted,
     TransferRejected,
+    TransferReleased,
+    TransferReserved,
+    TransferSettled,
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
@@ -36,6 +49,7 @@ from processor.core.wallet import (
     SYSTEM_MERCHANT,
     Wallet,
     WalletStatus,
+    due_wallet_id,
     is_system_wallet,
     world_wallet_id,
 )
@@ -64,7 +78,31 @@ class KeyReused(msgspec.Struct, frozen=True, gc=False):
     field: str
 
 
-MoveOutcome = TransferPosted | TransferRejected | Repeated | KeyReused
+class Elsewhere(msgspec.Struct, frozen=True, gc=False):
+    """
+    The caller's own wallet is not this shard's; `shard_id` is where its slot was last seen.
+    """
+
+    shard_id: int
+
+
+class ChannelFull(msgspec.Struct, frozen=True, gc=False):
+    """
+    Too much is on its way to `peer`; nothing was recorded.
+    """
+
+    peer: int
+
+
+MoveOutcome = (
+    TransferPosted
+    | TransferRejected
+    | TransferReserved
+    | Repeated
+    | KeyReused
+    | Elsewhere
+    | ChannelFull
+)
 
 
 def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
@@ -110,7 +148,7 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
         reason = _source_status_reason(source.status)
     elif destination.status not in (_OPEN, _FROZEN):
         reason = _destination_status_reason(destination.status)
-    elif source.posted - amount < source.minimum:
+    elif source.posted - source.reserved - amount < source.minimum:
         # The world is never short of money; it can only run out of numbers.
         reason = (
             RejectReason.BALANCE_OUT_OF_RANGE
@@ -136,6 +174,12 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
             destination.version + 1,
             destination.posted + amount,
         )
+    if source is None or destination is None:
+        own_id = command.source or command.destination
+        if not state.has_slot_of(own_id):
+            return Elsewhere(state.slots.shard_of(own_id))
+        if kind == _TRANSFER and not state.has_slot_of(destination_id):
+            return _decide_reserve(state, command, source)
     return TransferRejected(
         kind,
         command.transfer_id,
@@ -149,6 +193,123 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
         command.metadata,
         reason,
     )
+
+
+def _decide_reserve(
+    state: ShardState, command: MoveMoney, source: Wallet | None
+) -> TransferReserved | TransferRejected | ChannelFull:
+    """
+    Judge the source's side of a transfer to another shard; the destination judges its own later.
+    """
+    peer = state.slots.shard_of(command.destination)
+    channel = state.channels.to(peer)
+    amount, currency = command.amount, command.currency
+    asked = (
+        command.transfer_type,
+        command.transfer_id,
+        command.key,
+        command.merchant_id,
+        command.source,
+        command.destination,
+        currency,
+        amount,
+        command.reference,
+        command.metadata,
+    )
+    if source is None or source.merchant_id != command.merchant_id:
+        return TransferRejected(*asked, RejectReason.SOURCE_UNKNOWN)
+    if source.currency != currency:
+        return TransferRejected(*asked, RejectReason.CURRENCY_MISMATCH)
+    if source.status != _OPEN:
+        return TransferRejected(*asked, _source_status_reason(source.status))
+    if source.available - amount < source.minimum:
+        return TransferRejected(*asked, RejectReason.INSUFFICIENT_FUNDS)
+    due = state.wallets.get(due_wallet_id(state.shard_id, peer, currency))
+    # Settling must always be possible, so what is on its way counts as if it had arrived.
+    on_its_way = channel.reserved.get(currency, 0) + (due.posted if due is not None else 0)
+    if on_its_way + amount > BALANCE_MAX:
+        return TransferRejected(*asked, RejectReason.BALANCE_OUT_OF_RANGE)
+    if len(channel.outbox) >= ENTRIES_PENDING_MAX:
+        return ChannelFull(peer)
+    number = channel.head + 1
+    chain = next_link(channel.chain, entry_of(command, number))
+    return TransferReserved(*asked, peer, number, chain)
+
+
+def decide_entry(state: ShardState, peer: int, entry: Entry) -> EntryDecision:
+    """
+    Answer the next entry from *peer*: always, and once. Needs the wallet that `peer` is due from.
+    """
+    channel = state.channels.of(peer)
+    assert entry.number == channel.cursor + 1, "entries are decided in their order"
+    chain = next_link(channel.chain, entry)
+    due = state.wallets[due_wallet_id(state.shard_id, peer, entry.currency)]
+    destination = state.wallets.get(entry.destination)
+    reason = _refusal_of_entry(entry, due, destination)
+    if reason is not None or destination is None:
+        reason = reason or RejectReason.DESTINATION_UNKNOWN
+        return EntryRefused(peer, entry.number, chain, reason)
+    return EntryCredited(
+        peer,
+        entry.number,
+        chain,
+        entry.transfer_id,
+        entry.merchant_id,
+        entry.source,
+        entry.destination,
+        entry.currency,
+        entry.amount,
+        entry.reference,
+        entry.metadata,
+        due.version + 1,
+        due.posted - entry.amount,
+        destination.version + 1,
+        destination.posted + entry.amount,
+    )
+
+
+def _refusal_of_entry(entry: Entry, due: Wallet, destination: Wallet | None) -> RejectReason | None:
+    if destination is None or is_system_wallet(entry.destination):
+        return RejectReason.DESTINATION_UNKNOWN
+    if destination.currency != entry.currency:
+        return RejectReason.CURRENCY_MISMATCH
+    if destination.status not in (_OPEN, _FROZEN):
+        return _destination_status_reason(destination.status)
+    if destination.posted + entry.amount > BALANCE_MAX or due.posted - entry.amount < due.minimum:
+        return RejectReason.BALANCE_OUT_OF_RANGE
+    return None
+
+
+def decide_settlement(state: ShardState, peer: int, answer: int) -> SettlementDecision:
+    """
+    Settle the next entry to *peer*: *answer* is 0 for credited, or the reason of the refusal.
+    """
+    channel = state.channels.to(peer)
+    number = channel.settled + 1
+    pending = channel.outbox[number]
+    if answer:
+        return TransferReleased(peer, number, pending.transfer_id, RejectReason(answer))
+    source = state.wallets[pending.source]
+    due = state.wallets[due_wallet_id(state.shard_id, peer, pending.currency)]
+    return TransferSettled(
+        peer,
+        number,
+        pending.transfer_id,
+        source.version + 1,
+        source.posted - pending.amount,
+        due.version + 1,
+        due.posted + pending.amount,
+    )
+
+
+def decide_due(state: ShardState, peer: int, currency: str) -> WalletOpened | None:
+    """
+    Say whether the wallet of what *peer* is due has to be opened first.
+    """
+    wallet_id = due_wallet_id(state.shard_id, peer, currency)
+    if wallet_id in state.wallets:
+        return None
+    return WalletOpened(wallet_id, SYSTEM_MERCHANT, currency, -BALANCE_MAX)
 
 
 def decide_open(state: ShardState, command: OpenWallet) -> WalletOpened | RejectReason | None:
@@ -198,6 +359,8 @@ def decide_status(
         return RejectReason.WALLET_CLOSED
     if command.status == _CLOSED and wallet.posted != 0:
         return RejectReason.WALLET_NOT_EMPTY
+    if command.status == _CLOSED and wallet.reserved != 0:
+        return RejectReason.TRANSFERS_PENDING
     return WalletStatusSet(command.wallet_id, command.status)
 
 

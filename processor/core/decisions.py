@@ -75,6 +75,85 @@ class TransferRejected(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=F
     reason: RejectReason
 
 
+class TransferReserved(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
+    """
+    Money set aside at its source and on its way to another shard, as entry `number` of the
+    channel to `peer`; `chain` is the channel's up to it. No balance moves yet.
+    """
+
+    transfer_type: TransferType
+    transfer_id: bytes
+    key: bytes
+    merchant_id: str
+    source: str
+    destination: str
+    currency: str
+    amount: int
+    reference: str | None
+    metadata: str | None
+    peer: int
+    number: int
+    chain: bytes
+
+
+class TransferSettled(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
+    """
+    The destination has the money: what was reserved goes to what `peer` is due.
+    """
+
+    peer: int
+    number: int
+    transfer_id: bytes
+    source_version: int
+    source_balance: int
+    due_version: int
+    due_balance: int
+
+
+class TransferReleased(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
+    """
+    The destination refused the money: what was reserved is the source's again.
+    """
+
+    peer: int
+    number: int
+    transfer_id: bytes
+    reason: RejectReason
+
+
+class EntryCredited(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
+    """
+    An entry from `peer` is in its destination wallet, taken from what `peer` is due.
+    """
+
+    peer: int
+    number: int
+    chain: bytes
+    transfer_id: bytes
+    merchant_id: str
+    source: str
+    destination: str
+    currency: str
+    amount: int
+    reference: str | None
+    metadata: str | None
+    due_version: int
+    due_balance: int
+    destination_version: int
+    destination_balance: int
+
+
+class EntryRefused(msgspec.Struct, array_like=True, tag=11, frozen=True, gc=False):
+    """
+    An entry from `peer` was refused; nothing moved, and its number is used up.
+    """
+
+    peer: int
+    number: int
+    chain: bytes
+    reason: RejectReason
+
+
 class EpochStarted(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
     """
     A new owner took the shard; its record's header has the epoch.
@@ -83,7 +162,9 @@ class EpochStarted(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False
     build: str
 
 
-TransferDecision = TransferPosted | TransferRejected
+TransferDecision = TransferPosted | TransferRejected | TransferReserved
+SettlementDecision = TransferSettled | TransferReleased
+EntryDecision = EntryCredited | EntryRefused
 Decision = (
     WalletOpened
     | WalletStatusSet
@@ -91,6 +172,11 @@ Decision = (
     | TransferPosted
     | TransferRejected
     | EpochStarted
+    | TransferReserved
+    | TransferSettled
+    | TransferReleased
+    | EntryCredited
+    | EntryRefused
 )
 
 _encoder = msgspec.msgpack.Encoder()

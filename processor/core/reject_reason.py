@@ -29,6 +29,7 @@ class RejectReason(IntEnum):
     WALLET_EXISTS = 210
     WALLET_CLOSED = 220
     WALLET_NOT_EMPTY = 230
+    TRANSFERS_PENDING = 235
     MINIMUM_ABOVE_AVAILABLE = 240
 
     @property

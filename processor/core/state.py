@@ -8,7 +8,9 @@ Rule 2: a key is forgotten only when its record is in the tables (see `Remembere
 
 from __future__ import annotations
 
+from processor.core.channel import Channels
 from processor.core.decisions import TransferDecision
+from processor.core.slots import SlotMap
 from processor.core.wallet import Wallet
 
 Remembered = tuple[TransferDecision, int, int]  # The decision, its sequence, its time in µs.
@@ -56,12 +58,35 @@ class ShardState:
     The state of one shard; wallets that nothing has named yet are in the tables only.
     """
 
-    __slots__ = ("keys", "shard_id", "wallets")
+    __slots__ = ("channels", "keys", "shard_id", "slots", "wallets")
 
-    def __init__(self, shard_id: int) -> None:
+    def __init__(self, shard_id: int, slots: SlotMap | None = None) -> None:
         self.shard_id = shard_id
+        self.slots = slots or SlotMap.undivided(shard_id)
         self.wallets: dict[str, Wallet] = {}
         self.keys = RememberedKeys()
+        self.channels = Channels()
+
+    def has_slot_of(self, wallet_id: str) -> bool:
+        """
+        Say whether *wallet_id*, be it open or not, is this shard's.
+        """
+        return self.slots.shard_of(wallet_id) == self.shard_id
+
+    def forget_keys(self, watermark: int) -> dict[bytes, Remembered] | None:
+        """
+        Forget the old generation and return it, or None while it is above *watermark*.
+
+        What is on its way to another shard is remembered until it is settled.
+        """
+        forgotten = self.keys.rotate(watermark)
+        if not forgotten:
+            return forgotten
+        for channel in self.channels.outgoing.values():
+            for pending in channel.outbox.values():
+                if pending.key in forgotten:
+                    self.keys.young[pending.key] = forgotten.pop(pending.key)
+        return forgotten
 
     def load(self, wallet: Wallet) -> None:
         """

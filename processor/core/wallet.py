@@ -1,7 +1,8 @@
 """
 One wallet, as the shard holds it in memory.
 
-Rule: `posted` and `version` change only in `apply`; available money is computed, never stored.
+Rule: `posted`, `reserved` and `version` change only in `apply`; available money is computed,
+never stored.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class Wallet:
     A wallet with its balance in minor units.
 
     `version` is the number of its entries, `sequence` the journal record that touched it last
-    (0 when it was read from the tables and not touched since).
+    (0 when it was read from the tables and not touched since). `reserved` is money on its way to
+    other shards: the sum of its entries in their channels.
     """
 
     __slots__ = (
@@ -35,6 +37,7 @@ class Wallet:
         "merchant_id",
         "minimum",
         "posted",
+        "reserved",
         "sequence",
         "status",
         "version",
@@ -59,14 +62,15 @@ class Wallet:
         self.status = status
         self.minimum = minimum
         self.posted = posted
+        self.reserved = 0
         self.version = version
         self.sequence = sequence
 
     @property
     def available(self) -> int:
-        return self.posted
+        return self.posted - self.reserved
 
-    def facts(self) -> tuple[str, str, str, int, int, int, int]:
+    def facts(self) -> tuple[str, str, str, int, int, int, int, int]:
         """
         Return everything that must survive a replay, in a fixed order.
         """
@@ -77,6 +81,7 @@ class Wallet:
             int(self.status),
             self.minimum,
             self.posted,
+            self.reserved,
             self.version,
         )
 
@@ -93,3 +98,10 @@ def world_wallet_id(shard_id: int, currency: str) -> str:
     Name the wallet that stands for all money outside, per shard and currency.
     """
     return f"$world:{shard_id}:{currency}"
+
+
+def due_wallet_id(shard_id: int, peer: int, currency: str) -> str:
+    """
+    Name the wallet of *shard_id* that stands for what *peer* owes it (or, below zero, is owed).
+    """
+    return f"$due:{shard_id}:{peer}:{currency}"

@@ -100,7 +100,35 @@ class WalletRefused(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=Fals
     reason: int
 
 
-Result = Posted | Rejected | KeyReused | WalletFound | WalletRefused
+class Pending(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
+    """
+    The money is set aside and on its way to another shard; the outcome is certain to come, and
+    the same key gives it.
+    """
+
+    transfer_id: bytes
+    sequence: int
+    at_us: int
+    repeated: bool
+
+
+class Moved(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
+    """
+    Nothing was recorded: the wallet's slot was last seen at `shard_id`. Ask there.
+    """
+
+    shard_id: int
+
+
+class ChannelFull(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False):
+    """
+    Nothing was recorded: too much is on its way to `peer`. Try again later.
+    """
+
+    peer: int
+
+
+Result = Posted | Rejected | KeyReused | WalletFound | WalletRefused | Pending | Moved | ChannelFull
 
 
 class Answered(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):

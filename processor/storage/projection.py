@@ -21,6 +21,7 @@ import msgspec
 from configs.settings import WriteBehindSettings
 from processor.core.decisions import (
     Decision,
+    EpochStarted,
     TransferPosted,
     TransferRejected,
     WalletLimitsSet,
@@ -196,6 +197,10 @@ class Round:
                 self.statuses[wallet_id] = status
             case WalletLimitsSet(wallet_id, minimum):
                 self.minimums[wallet_id] = minimum
+            case EpochStarted():
+                pass
+            case _:
+                raise ValueError(f"{type(decision).__name__} has no table yet")
 
     def opened_rows(self) -> Iterator[tuple[Any, ...]]:
         """

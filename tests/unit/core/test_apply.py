@@ -170,6 +170,6 @@ def test_decision_names_the_wallets_it_changes(
     """
     With just these wallets in memory a decision applies; with one less it does not.
     """
-    assert wallets_touched(decision) == touched
     state = state_of(*[one for one in ledger().wallets.values() if one.wallet_id in touched])
+    assert wallets_touched(state, decision) == touched
     apply(state, decision, 1, AT_US)

@@ -16,9 +16,14 @@ from processor.core.commands import Command, TransferType
 from processor.core.decisions import (
     DECISION_FORMAT,
     Decision,
+    EntryCredited,
+    EntryRefused,
     EpochStarted,
     TransferPosted,
     TransferRejected,
+    TransferReleased,
+    TransferReserved,
+    TransferSettled,
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
@@ -163,6 +168,7 @@ ASKED = (
     None,
     "{}",
 )
+LINK = identifier("link")
 # The left column was written once; a change here is a change of the journal's meaning.
 GOLDEN: list[tuple[str, Decision]] = [
     (
@@ -194,6 +200,35 @@ GOLDEN: list[tuple[str, Decision]] = [
     (
         "919206a9302e312e302b616263",
         EpochStarted("0.1.0+abc"),
+    ),
+    (
+        (
+            "919e0701c410883e609a05d85c187a019cad93c12237c41061f5dc14830084d8dc2d1ebc02ef3dec"
+            "a461636d65a5616c696365a3626f62a345555205c0a27b7d0107c41043aa5f0292af9aa1e782df3b"
+            "55e70d4c"
+        ),
+        TransferReserved(*ASKED, 1, 7, LINK),
+    ),
+    (
+        "9198080107c410883e609a05d85c187a019cad93c1223702460105",
+        TransferSettled(1, 7, identifier("t"), 2, 70, 1, 5),
+    ),
+    (
+        "9195090107c410883e609a05d85c187a019cad93c122371e",
+        TransferReleased(1, 7, identifier("t"), RejectReason.DESTINATION_UNKNOWN),
+    ),
+    (
+        (
+            "91dc00100a0207c41043aa5f0292af9aa1e782df3b55e70d4cc410883e609a05d85c187a019cad93"
+            "c12237a461636d65a5616c696365a3626f62a345555205c0a27b7d03fb0105"
+        ),
+        EntryCredited(
+            2, 7, LINK, identifier("t"), "acme", "alice", "bob", "EUR", 5, None, "{}", 3, -5, 1, 5
+        ),
+    ),
+    (
+        "91950b0207c41043aa5f0292af9aa1e782df3b55e70d4c50",
+        EntryRefused(2, 7, LINK, RejectReason.DESTINATION_CLOSED),
     ),
 ]
 
@@ -238,6 +273,7 @@ def test_journaled_numbers_never_change() -> None:
         "WALLET_EXISTS": 210,
         "WALLET_CLOSED": 220,
         "WALLET_NOT_EMPTY": 230,
+        "TRANSFERS_PENDING": 235,
         "MINIMUM_ABOVE_AVAILABLE": 240,
     }
 

@@ -1,0 +1,158 @@
+"""
+What two shards remember of each other: the journaled ends of the channels between them.
+
+A channel leads from the shard of the payer to the shard of the payee. Its entries are numbered
+from 1 without gaps and chained by hash. The source reserves the money and sends an entry; the
+destination answers each entry once, `credited` or refused for a reason; the source settles.
+
+Rule 1: at the source, settled <= head, and the outbox holds exactly the entries between them.
+Rule 2: at the destination, the cursor moves by one with each entry, in the same record as what
+        the entry did. An entry at or below it was decided before, and its answer stands.
+Rule 3: settled <= cursor <= head, and the chain at the cursor is the same on both sides. Where
+        that fails, one side has lost what it had promised, and both must halt.
+Only `apply` writes here; the one exception is `forget_answers`, which changes no decision.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+
+from processor.core.commands import MoveMoney
+from processor.core.decisions import TransferReserved
+
+ENTRY_CHAIN_BYTES = 16
+FIRST_LINK = bytes(ENTRY_CHAIN_BYTES)
+ENTRIES_PENDING_MAX = 65_536  # Of one channel; above it the source takes nothing new for it.
+
+_encode = msgspec.msgpack.Encoder().encode
+
+
+class ChannelBroken(Exception):
+    """
+    The two ends of a channel contradict each other; both shards must halt. `str` says how.
+    """
+
+
+class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    A transfer on its way, as the destination gets it.
+    """
+
+    number: int
+    transfer_id: bytes
+    merchant_id: str
+    source: str
+    destination: str
+    currency: str
+    amount: int
+    reference: str | None
+    metadata: str | None
+
+
+def next_link(chain: bytes, entry: Entry) -> bytes:
+    """
+    Chain *entry* to those before it.
+    """
+    return blake2b(chain + _encode(entry), digest_size=ENTRY_CHAIN_BYTES).digest()
+
+
+def entry_of(asked: MoveMoney | TransferReserved, number: int) -> Entry:
+    """
+    Say what the destination is told of a transfer.
+    """
+    return Entry(
+        number,
+        asked.transfer_id,
+        asked.merchant_id,
+        asked.source,
+        asked.destination,
+        asked.currency,
+        asked.amount,
+        asked.reference,
+        asked.metadata,
+    )
+
+
+class OutChannel:
+    """
+    The source's end towards one peer.
+
+    `reserved` is the money on its way by currency: the sum of the outbox.
+    """
+
+    __slots__ = ("chain", "head", "outbox", "peer", "reserved", "settled", "settled_chain")
+
+    def __init__(self, peer: int) -> None:
+        self.peer = peer
+        self.head = 0
+        self.chain = FIRST_LINK
+        self.settled = 0
+        self.settled_chain = FIRST_LINK
+        self.outbox: dict[int, TransferReserved] = {}
+        self.reserved: dict[str, int] = {}
+
+    def chain_at(self, number: int) -> bytes | None:
+        """
+        Return the chain up to *number*; None where it is not known any more, or not yet.
+        """
+        if number == self.settled:
+            return self.settled_chain
+        pending = self.outbox.get(number)
+        return pending.chain if pending is not None else None
+
+
+class InChannel:
+    """
+    The destination's end from one peer.
+
+    `refused` has the reasons of refusals that the source may still ask for; any other entry up
+    to the cursor was credited.
+    """
+
+    __slots__ = ("chain", "cursor", "peer", "refused")
+
+    def __init__(self, peer: int) -> None:
+        self.peer = peer
+        self.cursor = 0
+        self.chain = FIRST_LINK
+        self.refused: dict[int, int] = {}
+
+    def answers(self, first: int, last: int) -> list[int]:
+        """
+        List the answers to the entries from *first* to *last*: 0 for credited, or the reason.
+        """
+        assert last <= self.cursor, "not answered yet"
+        return [self.refused.get(number, 0) for number in range(first, last + 1)]
+
+    def forget_answers(self, settled: int) -> None:
+        """
+        Drop the refusals that the source has settled.
+        """
+        for number in [number for number in self.refused if number <= settled]:
+            del self.refused[number]
+
+
+class Channels:
+    """
+    Both ends at one shard, by peer.
+    """
+
+    __slots__ = ("incoming", "outgoing")
+
+    def __init__(self) -> None:
+        self.outgoing: dict[int, OutChannel] = {}
+        self.incoming: dict[int, InChannel] = {}
+
+    def to(self, peer: int) -> OutChannel:
+        channel = self.outgoing.get(peer)
+        if channel is None:
+            channel = self.outgoing[peer] = OutChannel(peer)
+        return channel
+
+    def of(self, peer: int) -> InChannel:
+        channel = self.incoming.get(peer)
+        if channel is None:
+            channel = self.incoming[peer] = InChannel(peer)
+        return channel
