@@ -516,7 +516,7 @@ class WalletShard:
         seen is durable: its flush covers everything before it.
         """
         while True:
-            with contextlib.suppress(StoreUnavailable):
+            try:
                 self._watermark = await self._store.read_watermark()
                 candidate, seen_at_record = self._watermark_seen
                 # Two records on: an append in flight when it was seen does not count.
@@ -526,6 +526,8 @@ class WalletShard:
                 while self._lagging and self._lagging[0][0] <= self._watermark:
                     self._lag_commands -= self._lagging.popleft()[1]
                 await self._store.prepare_journal(self._sequence + 1)
+            except StoreUnavailable as error:
+                log.warning("watermark not read", shard_id=self.shard_id, error=str(error))
             await asyncio.sleep(WATERMARK_POLL_S)
 
     async def _fill_filter(self) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from configs.currencies import CURRENCY_EXPONENTS
-from processor.flow.frames import FRAME_COMMANDS_MAX
+from processor.flow.frames import FRAME_BYTES_MAX, FRAME_COMMANDS_MAX
 
 ENVIRONMENT_PREFIX = "MILIANO_"
 
@@ -142,6 +142,11 @@ def _override(tables: dict[str, Any], environment: Mapping[str, str]) -> None:
                 tables.setdefault(section, {})[name.removeprefix(prefix).lower()] = value
 
 
+def _command_bytes_max(gateway: GatewaySettings) -> int:
+    # A character of a reference is four bytes at most; ids, key and numbers are less than 400.
+    return gateway.metadata_bytes_max + 4 * gateway.reference_chars_max + 400
+
+
 def check_relations(settings: Settings) -> None:
     """
     Raise SettingsError where two settings do not fit each other.
@@ -159,6 +164,13 @@ def check_relations(settings: Settings) -> None:
         (
             gateway.batch_transfers_max <= FRAME_COMMANDS_MAX <= shard.intake_commands_max,
             f"gateway.batch_transfers_max <= {FRAME_COMMANDS_MAX} <= shard.intake_commands_max",
+        ),
+        (
+            FRAME_COMMANDS_MAX * _command_bytes_max(gateway) <= FRAME_BYTES_MAX,
+            (
+                f"{FRAME_COMMANDS_MAX} commands with gateway.metadata_bytes_max and "
+                f"gateway.reference_chars_max must fit into a frame of {FRAME_BYTES_MAX} bytes"
+            ),
         ),
         (
             shard.batch_commands_max <= shard.intake_commands_max,

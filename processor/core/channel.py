@@ -16,10 +16,11 @@ Only `apply` writes here; the one exception is `forget_answers`, which changes n
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Annotated
 
 import msgspec
 
-from processor.core.commands import MoveMoney
+from processor.core.commands import Amount, Identifier, MoveMoney, WalletId
 from processor.core.decisions import TransferReserved
 
 ENTRY_CHAIN_BYTES = 16
@@ -40,13 +41,13 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     A transfer on its way, as the destination gets it.
     """
 
-    number: int
-    transfer_id: bytes
+    number: Annotated[int, msgspec.Meta(ge=1)]
+    transfer_id: Identifier
     merchant_id: str
-    source: str
-    destination: str
+    source: WalletId
+    destination: WalletId
     currency: str
-    amount: int
+    amount: Amount
     reference: str | None
     metadata: str | None
 

@@ -13,6 +13,8 @@ Rule 3: two ends that contradict each other are `ChannelBroken`: both shards hal
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 from processor.core.channel import (
@@ -59,7 +61,7 @@ class Entries(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
     Entries in order; `chain` is that up to the last, `settled` how far answers may be forgotten.
     """
 
-    entries: list[Entry]
+    entries: Annotated[list[Entry], msgspec.Meta(min_length=1, max_length=ENTRIES_A_FRAME_MAX)]
     chain: bytes
     settled: int
 
