@@ -177,6 +177,7 @@ def facts(asked: Asked, found: Result) -> tuple[object, ...]:
         found.status,
         asked.minimum,
         found.posted,
+        0,  # Nothing is on its way to another shard.
         found.version,
     )
 
