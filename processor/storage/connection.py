@@ -12,8 +12,8 @@ A uuid is 16 raw bytes here, in both directions. OSError and asyncpg's errors st
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
@@ -178,6 +178,19 @@ async def committed(conn: Connection) -> AsyncIterator[None]:
     tag = await conn.execute("COMMIT")
     if tag != "COMMIT":
         raise SilentRollback(f"COMMIT was answered with {tag}: an error inside was swallowed")
+
+
+@contextmanager
+def given_up_on(conn: Connection, seconds_max: float) -> Iterator[None]:
+    """
+    Drop *conn* when the block takes longer: its session has fallen silent. Whatever waits on it
+    gets one of asyncpg's errors; nothing is asked to be cancelled.
+    """
+    watch = asyncio.get_running_loop().call_later(seconds_max, conn.terminate)
+    try:
+        yield
+    finally:
+        watch.cancel()
 
 
 async def _roll_back(conn: Connection) -> None:

@@ -31,9 +31,11 @@ from processor.core.decisions import (
 )
 from processor.core.record import GENESIS_CHAIN, BrokenChain, Record, check_link
 from processor.core.wallet import WalletStatus
-from processor.storage.connection import committed, connect
+from processor.storage.connection import committed, connect, given_up_on
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
 from processor.storage.shard_store import PROJECTION
+
+STEP_S_MAX = 30.0  # Far more than the largest round takes: the session has fallen silent.
 
 TRANSFER_COLUMNS = (
     "transfer_id",
@@ -247,18 +249,19 @@ class Projection:
             server_settings={"synchronous_commit": "off"},
         )
         self._connection = connection
-        await connection.execute(
-            "INSERT INTO watermark (shard_id, projection, sequence, chain)"
-            " VALUES ($1, $2, 0, $3) ON CONFLICT DO NOTHING",
-            self.shard_id,
-            PROJECTION,
-            GENESIS_CHAIN,
-        )
-        row = await connection.fetchrow(
-            "SELECT sequence, chain FROM watermark WHERE shard_id = $1 AND projection = $2",
-            self.shard_id,
-            PROJECTION,
-        )
+        with given_up_on(connection, STEP_S_MAX):
+            await connection.execute(
+                "INSERT INTO watermark (shard_id, projection, sequence, chain)"
+                " VALUES ($1, $2, 0, $3) ON CONFLICT DO NOTHING",
+                self.shard_id,
+                PROJECTION,
+                GENESIS_CHAIN,
+            )
+            row = await connection.fetchrow(
+                "SELECT sequence, chain FROM watermark WHERE shard_id = $1 AND projection = $2",
+                self.shard_id,
+                PROJECTION,
+            )
         assert row is not None, "inserted above"
         self.watermark, self._chain = row
 
@@ -274,8 +277,10 @@ class Projection:
         Raises BrokenChain or Unprojectable (halt the shard), WatermarkMoved or the store's errors
         (open again).
         """
+        assert self._connection is not None, "open first"
         try:
-            return await self._project()
+            with given_up_on(self._connection, STEP_S_MAX):
+                return await self._project()
         except _REFUSALS as error:
             where = f"shard {self.shard_id}, after sequence {self.watermark}"
             raise Unprojectable(f"{where}: {type(error).__name__}: {error}") from error

@@ -14,8 +14,8 @@ Rule 4: the statement has no timeout and nobody cancels it: a cancel could turn 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
 from typing import Literal, TypeVar
 
 import asyncpg
@@ -27,7 +27,7 @@ from processor.core.reject_reason import RejectReason
 from processor.core.state import Remembered
 from processor.core.wallet import Wallet
 from processor.flow.ports import AppendInDoubt, Fenced, ShardHalted, StoreUnavailable
-from processor.storage.connection import UnsafeDatabase, connect
+from processor.storage.connection import UnsafeDatabase, connect, given_up_on
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
 
 PROJECTION = "tables"
@@ -37,6 +37,7 @@ KEY_PAGE_ROWS = 5_000
 TAIL_PAGE_RECORDS = 200
 LOCK_TIMEOUT_MS = 3_000
 READ_S_MAX = 30.0
+PAGE_S_MAX = 60.0
 BUMP_S_MAX = 15.0  # A server that does not answer for so long is given up on.
 # The last kind is told by a connection that is used between the server's farewell and its end,
 # and by one that finds no primary among several hosts.
@@ -142,7 +143,7 @@ class PostgresShardStore:
         self.abandon()
         connection = await self._connect_writer()
         try:
-            with _given_up_on(connection):
+            with given_up_on(connection, BUMP_S_MAX):
                 await connection.execute(_CLAIM, self._shard_id, build)
                 self.epoch = await self._bump(connection, build)
         except STORE_ERRORS as error:
@@ -177,7 +178,9 @@ class PostgresShardStore:
         try:
             # One snapshot, taken after the bump committed: nothing older can still arrive.
             async with connection.transaction(isolation="repeatable_read", readonly=True):
-                yield await PostgresRecoveryView.open(connection, self._shard_id)
+                with given_up_on(connection, PAGE_S_MAX):
+                    view = await PostgresRecoveryView.open(connection, self._shard_id)
+                yield view
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"recovery read failed: {error}") from error
         finally:
@@ -213,7 +216,7 @@ class PostgresShardStore:
         # A statement after the bump's commit: the old backend held the row until its own end,
         # so the fate of its insert is decided and visible here.
         try:
-            with _given_up_on(self._writer):
+            with given_up_on(self._writer, BUMP_S_MAX):
                 chain = await self._writer.fetchval(
                     "SELECT chain FROM journal WHERE shard_id = $1 AND sequence = $2",
                     self._shard_id,
@@ -229,7 +232,7 @@ class PostgresShardStore:
         self.abandon()
         connection = await self._connect_writer()
         try:
-            with _given_up_on(connection):
+            with given_up_on(connection, BUMP_S_MAX):
                 epoch = await connection.fetchval(_REACQUIRE, self._shard_id, self.epoch)
             if self._writer_warned:
                 raise Fenced("the new epoch may not be replicated")
@@ -280,7 +283,11 @@ class PostgresShardStore:
         try:
             async with connection.transaction(readonly=True):
                 cursor = await connection.cursor("SELECT key FROM transfers")
-                while rows := await cursor.fetch(KEY_PAGE_ROWS):
+                while True:
+                    with given_up_on(connection, PAGE_S_MAX):
+                        rows = await cursor.fetch(KEY_PAGE_ROWS)
+                    if not rows:
+                        return
                     yield [row[0] for row in rows]
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"reading keys failed: {error}") from error
@@ -414,13 +421,14 @@ class PostgresRecoveryView:
     async def records(self) -> AsyncIterator[Record]:
         after = self.watermark
         while True:
-            rows = await self._connection.fetch(
-                f"SELECT {RECORD_COLUMNS} FROM journal"
-                " WHERE shard_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3",
-                self._shard_id,
-                after,
-                TAIL_PAGE_RECORDS,
-            )
+            with given_up_on(self._connection, PAGE_S_MAX):
+                rows = await self._connection.fetch(
+                    f"SELECT {RECORD_COLUMNS} FROM journal"
+                    " WHERE shard_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3",
+                    self._shard_id,
+                    after,
+                    TAIL_PAGE_RECORDS,
+                )
             for row in rows:
                 yield record_from_row(row)
             if len(rows) < TAIL_PAGE_RECORDS:
@@ -428,20 +436,9 @@ class PostgresRecoveryView:
             after = rows[-1]["sequence"]
 
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
-        rows = await self._connection.fetch(_WALLETS, list(wallet_ids))
+        with given_up_on(self._connection, PAGE_S_MAX):
+            rows = await self._connection.fetch(_WALLETS, list(wallet_ids))
         return [wallet_from_row(row) for row in rows]
-
-
-@contextmanager
-def _given_up_on(connection: asyncpg.Connection) -> Iterator[None]:
-    """
-    Drop the connection when the server does not answer; nothing is asked to be cancelled.
-    """
-    watch = asyncio.get_running_loop().call_later(BUMP_S_MAX, connection.terminate)
-    try:
-        yield
-    finally:
-        watch.cancel()
 
 
 def wallet_from_row(row: asyncpg.Record) -> Wallet:

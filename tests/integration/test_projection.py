@@ -407,11 +407,16 @@ async def test_a_restart_goes_on_at_the_watermark(database: str, shard: LocalSha
 
 
 async def test_the_write_behind_survives_the_loss_of_its_sessions(
-    database: str, shard: LocalShard, proxied: tuple[TcpProxy, str]
+    database: str,
+    shard: LocalShard,
+    proxied: tuple[TcpProxy, str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     """
-    Ended, cut off, or told farewell without an end: it opens again and the tables follow.
+    Ended, cut off, told farewell without an end, or not told anything any more: it opens again
+    and the tables follow.
     """
+    monkeypatch.setattr("processor.storage.projection.STEP_S_MAX", 1.0)
     proxy, dsn = proxied
     async with writing_behind(dsn), reading(database) as other:
 
@@ -423,6 +428,7 @@ async def test_the_write_behind_survives_the_loss_of_its_sessions(
             lambda _: execute(database, END_PROJECTION),
             cut,
             lambda link: say_farewell(database, link),
+            swallow,
         ]
         await until(caught_up, "the tables")
         for number, lose in enumerate(losses):
