@@ -23,6 +23,7 @@ from processor.core.decisions import (
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
+    asked_of,
 )
 from processor.core.state import ShardState
 from processor.core.wallet import Wallet, WalletStatus, due_wallet_id
@@ -148,16 +149,7 @@ def _apply_settled(state: ShardState, decision: TransferSettled, sequence: int, 
     due.posted, due.version = decision.due_balance, decision.due_version
     due.sequence = sequence
     posted = TransferPosted(
-        pending.transfer_type,
-        pending.transfer_id,
-        pending.key,
-        pending.merchant_id,
-        pending.source,
-        pending.destination,
-        pending.currency,
-        pending.amount,
-        pending.reference,
-        pending.metadata,
+        *asked_of(pending),
         decision.source_version,
         decision.source_balance,
         decision.due_version,
@@ -171,19 +163,7 @@ def _apply_released(
 ) -> None:
     pending = _settle_next(state, decision)
     _reserve(state, pending, -pending.amount, sequence)
-    rejected = TransferRejected(
-        pending.transfer_type,
-        pending.transfer_id,
-        pending.key,
-        pending.merchant_id,
-        pending.source,
-        pending.destination,
-        pending.currency,
-        pending.amount,
-        pending.reference,
-        pending.metadata,
-        decision.reason,
-    )
+    rejected = TransferRejected(*asked_of(pending), decision.reason)
     state.keys.remember(rejected, sequence, at_us)
 
 

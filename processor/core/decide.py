@@ -42,6 +42,7 @@ from processor.core.decisions import (
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
+    asked_of,
 )
 from processor.core.reject_reason import RejectReason
 from processor.core.state import Remembered, ShardState
@@ -204,18 +205,7 @@ def _decide_reserve(
     peer = state.slots.shard_of(command.destination)
     channel = state.channels.to(peer)
     amount, currency = command.amount, command.currency
-    asked = (
-        command.transfer_type,
-        command.transfer_id,
-        command.key,
-        command.merchant_id,
-        command.source,
-        command.destination,
-        currency,
-        amount,
-        command.reference,
-        command.metadata,
-    )
+    asked = asked_of(command)
     if source is None or source.merchant_id != command.merchant_id:
         return TransferRejected(*asked, RejectReason.SOURCE_UNKNOWN)
     if source.currency != currency:

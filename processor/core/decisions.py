@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import msgspec
 
-from processor.core.commands import TransferType
+from processor.core.commands import MoveMoney, TransferType
 from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
 
@@ -160,6 +160,27 @@ class EpochStarted(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False
     """
 
     build: str
+
+
+Asked = tuple[TransferType, bytes, bytes, str, str, str, str, int, str | None, str | None]
+
+
+def asked_of(asked: MoveMoney | TransferReserved) -> Asked:
+    """
+    Return what was asked for, with which every decision on a transfer begins.
+    """
+    return (
+        asked.transfer_type,
+        asked.transfer_id,
+        asked.key,
+        asked.merchant_id,
+        asked.source,
+        asked.destination,
+        asked.currency,
+        asked.amount,
+        asked.reference,
+        asked.metadata,
+    )
 
 
 TransferDecision = TransferPosted | TransferRejected | TransferReserved

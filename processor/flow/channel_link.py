@@ -158,13 +158,14 @@ class OutgoingLink:
         Return the next entries to send, if the peer may have any.
         """
         channel = self._channel
-        if self._sent is None or self._sent >= self.durable_head:
+        if self._sent is None:
             return None
         # What an earlier connection brought late may be answered before it is sent on this one.
         first = max(self._sent, channel.settled) + 1
-        last = self._sent = min(self.durable_head, first - 1 + ENTRIES_A_FRAME_MAX)
+        last = min(self.durable_head, first - 1 + ENTRIES_A_FRAME_MAX)
         if first > last:
             return None
+        self._sent = last
         entries = [entry_of(channel.outbox[k], k) for k in range(first, last + 1)]
         return Entries(entries, channel.outbox[last].chain, self.durable_settled)
 

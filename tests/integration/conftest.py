@@ -1,16 +1,25 @@
 """
-Logs of what runs in the tests' own process: tracebacks without the values of all variables,
-which take longer to draw than most tests.
+What tests of the database share: plain logs, and a server behind a proxy that can fail.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 import structlog
+
+from tests.support.tcp_proxy import TcpProxy, proxied_postgres
 
 
 @pytest.fixture(scope="session", autouse=True)
 def plain_tracebacks() -> None:
+    """
+    Log what runs in the tests' own process without the values of all variables, which take
+    longer to draw than most tests.
+    """
     renderer = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(
         processors=[
@@ -19,3 +28,13 @@ def plain_tracebacks() -> None:
             renderer,
         ]
     )
+
+
+@pytest.fixture
+def proxied(database: str) -> Iterator[tuple[TcpProxy, str]]:
+    # A Unix socket's path is short.
+    with (
+        TemporaryDirectory(prefix="mil-") as folder,
+        proxied_postgres(database, Path(folder)) as both,
+    ):
+        yield both

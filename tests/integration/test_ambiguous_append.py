@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import uvloop
@@ -44,16 +43,6 @@ SETTINGS = ShardSettings(append_stuck_ms=200)
 WRITER = b"miliano/shard-0/writer"
 READER = b"miliano/shard-0/reader"
 TO_SERVER, TO_CLIENT = Direction.TO_SERVER, Direction.TO_CLIENT
-
-
-@pytest.fixture
-def proxied(database: str) -> Iterator[tuple[TcpProxy, str]]:
-    # A Unix socket's path is short.
-    with (
-        TemporaryDirectory(prefix="mil-") as folder,
-        proxied_postgres(database, Path(folder)) as both,
-    ):
-        yield both
 
 
 class Till:

@@ -9,10 +9,8 @@ Method: a real shard writes the journal; the projection is held at each of its s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import asyncpg
 import pytest
@@ -35,7 +33,7 @@ from tests.support.databases import execute
 from tests.support.gates import gate_at, locked_out
 from tests.support.local_shard import LocalShard, owning
 from tests.support.stack import reading
-from tests.support.tcp_proxy import Direction, Link, TcpProxy, proxied_postgres
+from tests.support.tcp_proxy import Direction, Link, TcpProxy
 from tests.support.waiting import until
 
 APPLICATION = "miliano/write-behind-0"
@@ -55,16 +53,6 @@ async def shard(database: str) -> AsyncIterator[LocalShard]:
         await shard.ask(*(open_wallet(name) for name in "abcd"))
         await shard.ask(deposit("a", 1_000, key="a"), deposit("b", 1_000, key="b"))
         yield shard
-
-
-@pytest.fixture
-def proxied(database: str) -> Iterator[tuple[TcpProxy, str]]:
-    # A Unix socket's path is short.
-    with (
-        TemporaryDirectory(prefix="mil-") as folder,
-        proxied_postgres(database, Path(folder)) as both,
-    ):
-        yield both
 
 
 @asynccontextmanager

@@ -7,9 +7,7 @@ Method: a proxy in front of the server swallows every answer from a moment on; t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ import pytest
 from processor.flow.ports import StoreUnavailable
 from processor.storage.shard_store import PostgresShardStore
 from tests.support.databases import execute
-from tests.support.tcp_proxy import TcpProxy, proxied_postgres
+from tests.support.tcp_proxy import TcpProxy
 
 READER = b"miliano/shard-0/reader"
 ONE_TRANSFER = """
@@ -26,16 +24,6 @@ ONE_TRANSFER = """
     VALUES ('00000000-0000-0000-0000-000000000000', 0, 1, now(), 1, 'acme',
             '00000000-0000-0000-0000-000000000000', 'a', 'b', 'EUR', 1)
 """
-
-
-@pytest.fixture
-def proxied(database: str) -> Iterator[tuple[TcpProxy, str]]:
-    # A Unix socket's path is short.
-    with (
-        TemporaryDirectory(prefix="mil-") as folder,
-        proxied_postgres(database, Path(folder)) as both,
-    ):
-        yield both
 
 
 @pytest.fixture

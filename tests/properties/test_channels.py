@@ -29,8 +29,6 @@ from tests.support.shard_net import ShardNet, names_on
 
 SHARD_COUNT = 3
 MAP = SlotMap.even(SHARD_COUNT)
-
-
 STEPS = 3_000
 MIXTURE = (40, 5, 1, 8, 25, 12, 90, 4, 8, 25, 3)  # Of the steps in `_step`.
 WALLETS = [name for shard_id in range(SHARD_COUNT) for name in names_on(shard_id, SHARD_COUNT)[:3]]

@@ -166,7 +166,6 @@ class ShardNet:
             return
         wire = self.wires[source, destination] = Wire()
         shard = self.shards[source]
-        shard.links[destination].dropped()
         shard.batch.add_greeting(shard.state, destination, wire.to_destination.append)
 
     def cut(self, source: int, destination: int) -> None:
