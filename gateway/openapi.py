@@ -22,7 +22,7 @@ DESCRIPTION = """\
 Moves money between wallets, exactly once.
 
 A reply of 2xx means: the money is in both wallets, on disk. 409 means: a business reason against
-it, recorded under the key. 400 to 429 otherwise: nothing happened. 5xx: `outcome` says whether
+it, recorded under the key. Any other 4xx: nothing happened. 5xx: `outcome` says whether
 nothing was applied or nothing is known; the same request with the same key tells.
 """
 
