@@ -10,12 +10,23 @@ Live traffic and recovery both come through this file, so a replayed shard equal
 from __future__ import annotations
 
 from processor.core.amounts import BALANCE_MAX
+from processor.core.channel import answer_elsewhere
 from processor.core.decisions import (
+    AnswersForgotten,
+    CarriedWallet,
     Decision,
+    DuePosting,
     EntryCredited,
+    EntryElsewhere,
     EntryRefused,
     EpochStarted,
+    PendingEntry,
+    SlotDelivered,
+    SlotGiven,
+    SlotsGranted,
+    SlotTaken,
     TransferPosted,
+    TransferRecalled,
     TransferRejected,
     TransferReleased,
     TransferReserved,
@@ -24,7 +35,9 @@ from processor.core.decisions import (
     WalletOpened,
     WalletStatusSet,
     asked_of,
+    sums_of,
 )
+from processor.core.slots import slot_of
 from processor.core.state import ShardState
 from processor.core.wallet import Wallet, WalletStatus, due_wallet_id
 
@@ -72,6 +85,7 @@ def apply(state: ShardState, decision: Decision, sequence: int, at_us: int) -> N
             state.wallets[wallet_id] = Wallet(
                 wallet_id, merchant_id, currency, minimum=minimum, sequence=sequence
             )
+            state.newest[wallet_id] = sequence
         case WalletStatusSet(wallet_id, status):
             wallet = state.wallets[wallet_id]
             assert status != WalletStatus.CLOSED or wallet.posted == 0, "closed with money"
@@ -89,25 +103,58 @@ def apply(state: ShardState, decision: Decision, sequence: int, at_us: int) -> N
             _apply_settled(state, decision, sequence, at_us)
         case TransferReleased():
             _apply_released(state, decision, sequence, at_us)
+        case TransferRecalled():
+            pending = _settle_transfer(state, decision)
+            _reserve(state, pending, -pending.amount, sequence)
+            state.keys.forget(pending.key)
         case EntryCredited():
             _apply_credited(state, decision, sequence)
+        case EpochStarted():
+            pass
+        case _:
+            _apply_between(state, decision, sequence)
+
+
+def _apply_between(state: ShardState, decision: Decision, sequence: int) -> None:
+    """
+    Fold in what concerns channels and slots and no transfer of this shard's own.
+    """
+    match decision:
         case EntryRefused(peer, number, chain, reason):
             _move_cursor(state, peer, number, chain)
             state.channels.of(peer).refused[number] = reason
-        case EpochStarted():
-            pass
+        case EntryElsewhere(peer, number, chain, shard_id):
+            _move_cursor(state, peer, number, chain)
+            state.channels.of(peer).refused[number] = answer_elsewhere(shard_id)
+        case AnswersForgotten(peer, settled):
+            assert settled <= state.channels.of(peer).cursor, "settled before it was answered"
+            state.channels.of(peer).forget_answers(settled)
+        case SlotsGranted(first, last):
+            _apply_granted(state, first, last)
+        case SlotGiven():
+            _apply_given(state, decision, sequence)
+        case SlotTaken():
+            _apply_taken(state, decision, sequence)
+        case SlotDelivered(peer, number):
+            assert isinstance(_settle_next(state, peer, number), SlotGiven), "it was no slot"
+        case _:
+            raise AssertionError(f"{type(decision).__name__} is not applied anywhere")
 
 
 def _apply_reserved(
     state: ShardState, decision: TransferReserved, sequence: int, at_us: int
 ) -> None:
-    channel = state.channels.to(decision.peer)
-    assert decision.number == channel.head + 1, "a gap in the channel"
     assert decision.currency == state.wallets[decision.source].currency, "currencies differ"
-    channel.head, channel.chain = decision.number, decision.chain
-    channel.outbox[decision.number] = decision
+    _put_out(state, decision)
     _reserve(state, decision, decision.amount, sequence)
     state.keys.remember(decision, sequence, at_us)
+
+
+def _put_out(state: ShardState, pending: PendingEntry) -> None:
+    channel = state.channels.to(pending.peer)
+    assert pending.number == channel.head + 1, "a gap in the channel"
+    channel.head, channel.chain = pending.number, pending.chain
+    channel.outbox[pending.number] = pending
 
 
 def _reserve(state: ShardState, pending: TransferReserved, amount: int, sequence: int) -> None:
@@ -124,19 +171,25 @@ def _reserve(state: ShardState, pending: TransferReserved, amount: int, sequence
     assert amount < 0 or wallet.available >= wallet.minimum, "available below minimum"
 
 
-def _settle_next(
-    state: ShardState, decision: TransferSettled | TransferReleased
+def _settle_next(state: ShardState, peer: int, number: int) -> PendingEntry:
+    channel = state.channels.to(peer)
+    assert number == channel.settled + 1, "settled out of order"
+    pending = channel.outbox.pop(number)
+    channel.settled, channel.settled_chain = number, pending.chain
+    return pending
+
+
+def _settle_transfer(
+    state: ShardState, decision: TransferSettled | TransferReleased | TransferRecalled
 ) -> TransferReserved:
-    channel = state.channels.to(decision.peer)
-    assert decision.number == channel.settled + 1, "settled out of order"
-    pending = channel.outbox.pop(decision.number)
+    pending = _settle_next(state, decision.peer, decision.number)
+    assert isinstance(pending, TransferReserved), "it was no transfer"
     assert pending.transfer_id == decision.transfer_id, "another transfer has this number"
-    channel.settled, channel.settled_chain = decision.number, pending.chain
     return pending
 
 
 def _apply_settled(state: ShardState, decision: TransferSettled, sequence: int, at_us: int) -> None:
-    pending = _settle_next(state, decision)
+    pending = _settle_transfer(state, decision)
     amount = pending.amount
     source = state.wallets[pending.source]
     due = state.wallets[due_wallet_id(state.shard_id, pending.peer, pending.currency)]
@@ -161,7 +214,7 @@ def _apply_settled(state: ShardState, decision: TransferSettled, sequence: int, 
 def _apply_released(
     state: ShardState, decision: TransferReleased, sequence: int, at_us: int
 ) -> None:
-    pending = _settle_next(state, decision)
+    pending = _settle_transfer(state, decision)
     _reserve(state, pending, -pending.amount, sequence)
     rejected = TransferRejected(*asked_of(pending), decision.reason)
     state.keys.remember(rejected, sequence, at_us)
@@ -175,6 +228,7 @@ def _apply_credited(state: ShardState, decision: EntryCredited, sequence: int) -
     assert due.posted - decision.amount == decision.due_balance, "balance differs"
     assert destination.posted + decision.amount == decision.destination_balance, "balance differs"
     assert destination.currency == decision.currency, "currencies differ"
+    assert state.has_slot_of(decision.destination), "money for a slot that is elsewhere"
     _move_cursor(state, decision.peer, decision.number, decision.chain)
     due.posted, due.version = decision.due_balance, decision.due_version
     destination.posted = decision.destination_balance
@@ -189,6 +243,88 @@ def _move_cursor(state: ShardState, peer: int, number: int, chain: bytes) -> Non
     channel.cursor, channel.chain = number, chain
 
 
+def _apply_granted(state: ShardState, first: int, last: int) -> None:
+    assert not state.has_granted, "the first slots are granted once"
+    state.has_granted = True
+    for slot in range(first, last + 1):
+        state.slots.assign(slot, state.shard_id, 1)
+
+
+def _apply_given(state: ShardState, decision: SlotGiven, sequence: int) -> None:
+    slot = decision.slot
+    assert state.slots.owner(slot) == state.shard_id, "a slot that is not here is given"
+    assert decision.generation == state.slots.generation(slot) + 1, "generation is not dense"
+    for carried in decision.wallets:
+        wallet = state.wallets[carried.wallet_id]
+        assert wallet.facts() == _facts(carried), "a carried wallet differs, or has money reserved"
+    _put_out(state, decision)
+    _post_dues(state, decision, 1, sequence)
+    for carried in decision.wallets:
+        del state.wallets[carried.wallet_id]
+        state.newest.pop(carried.wallet_id, None)
+    state.slots.assign(slot, decision.peer, decision.generation)
+    state.given.add(slot)
+    state.closing.pop(slot, None)
+
+
+def _apply_taken(state: ShardState, decision: SlotTaken, sequence: int) -> None:
+    slot = decision.slot
+    assert state.slots.owner(slot) != state.shard_id, "a slot that is here already is taken"
+    for carried in decision.wallets:
+        assert slot_of(carried.wallet_id) == slot, "a wallet of another slot"
+        assert carried.wallet_id not in state.wallets, f"{carried.wallet_id} is here already"
+    _move_cursor(state, decision.peer, decision.number, decision.chain)
+    _post_dues(state, decision, -1, sequence)
+    for carried in decision.wallets:
+        state.wallets[carried.wallet_id] = _wallet(carried, sequence)
+        state.newest[carried.wallet_id] = sequence
+    for outcome in decision.outcomes:
+        state.keys.carry(outcome, sequence)
+    state.slots.assign(slot, state.shard_id, decision.generation)
+    state.given.discard(slot)
+    state.hints.pop(slot, None)
+    state.has_granted = state.has_taken = True
+
+
+def _post_dues(
+    state: ShardState, decision: SlotGiven | SlotTaken, sign: int, sequence: int
+) -> None:
+    """
+    Make what is in the carried wallets due to the peer (+1), or from it (-1).
+    """
+    amounts = {posting.currency: posting.amount for posting in decision.dues}
+    assert amounts == sums_of(decision.wallets), "what is due is not what is carried"
+    for posting in decision.dues:
+        due = _due_of(state, decision.peer, posting)
+        assert due.version + 1 == posting.version, "version is not dense"
+        assert due.posted + sign * posting.amount == posting.balance, "balance differs"
+        assert abs(posting.balance) <= BALANCE_MAX, "balance out of range"
+    for posting in decision.dues:
+        due = _due_of(state, decision.peer, posting)
+        due.posted, due.version, due.sequence = posting.balance, posting.version, sequence
+
+
+def _due_of(state: ShardState, peer: int, posting: DuePosting) -> Wallet:
+    return state.wallets[due_wallet_id(state.shard_id, peer, posting.currency)]
+
+
+def _wallet(carried: CarriedWallet, sequence: int) -> Wallet:
+    return Wallet(
+        carried.wallet_id,
+        carried.merchant_id,
+        carried.currency,
+        status=carried.status,
+        minimum=carried.minimum,
+        posted=carried.posted,
+        version=carried.version,
+        sequence=sequence,
+    )
+
+
+def _facts(carried: CarriedWallet) -> tuple[str, str, str, int, int, int, int, int]:
+    return _wallet(carried, 0).facts()
+
+
 def wallets_touched(state: ShardState, decision: Decision) -> tuple[str, ...]:
     """
     List the existing wallets that must be in memory before *decision* is applied to *state*.
@@ -200,12 +336,19 @@ def wallets_touched(state: ShardState, decision: Decision) -> tuple[str, ...]:
             return (decision.wallet_id,)
         case TransferReserved():
             return (decision.source,)
-        case TransferSettled() | TransferReleased():
+        case TransferSettled() | TransferReleased() | TransferRecalled():
             pending = state.channels.to(decision.peer).outbox[decision.number]
+            assert isinstance(pending, TransferReserved), "it was no transfer"
             due = due_wallet_id(state.shard_id, pending.peer, pending.currency)
             return (pending.source, due)
         case EntryCredited():
             due = due_wallet_id(state.shard_id, decision.peer, decision.currency)
             return (decision.destination, due)
+        case SlotGiven() | SlotTaken():
+            peer, dues = decision.peer, decision.dues
+            named = [due_wallet_id(state.shard_id, peer, posting.currency) for posting in dues]
+            if isinstance(decision, SlotGiven):
+                named += [carried.wallet_id for carried in decision.wallets]
+            return tuple(named)
         case _:
             return ()

@@ -10,7 +10,9 @@ Rule 2: at the destination, the cursor moves by one with each entry, in the same
         the entry did. An entry at or below it was decided before, and its answer stands.
 Rule 3: settled <= cursor <= head, and the chain at the cursor is the same on both sides. Where
         that fails, one side has lost what it had promised, and both must halt.
-Only `apply` writes here; the one exception is `forget_answers`, which changes no decision.
+Rule 4: an answer is 0 for an entry that was taken, the number of a reason for one that was refused,
+        and below zero for one whose slot is elsewhere (`answer_elsewhere`).
+Only `apply` writes here.
 """
 
 from __future__ import annotations
@@ -21,7 +23,14 @@ from typing import Annotated
 import msgspec
 
 from processor.core.commands import Amount, Identifier, MoveMoney, WalletId
-from processor.core.decisions import TransferReserved
+from processor.core.decisions import (
+    CarriedOutcome,
+    CarriedWallet,
+    PendingEntry,
+    SlotGiven,
+    TransferReserved,
+)
+from processor.core.slots import SLOT_COUNT
 
 ENTRY_CHAIN_BYTES = 16
 FIRST_LINK = bytes(ENTRY_CHAIN_BYTES)
@@ -36,7 +45,7 @@ class ChannelBroken(Exception):
     """
 
 
-class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
+class Entry(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
     """
     A transfer on its way, as the destination gets it.
     """
@@ -52,7 +61,22 @@ class Entry(msgspec.Struct, array_like=True, frozen=True, gc=False):
     metadata: str | None
 
 
-def next_link(chain: bytes, entry: Entry) -> bytes:
+class SlotEntry(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
+    """
+    A slot on its way, with its wallets and the outcomes that the tables may not have yet.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1)]
+    slot: Annotated[int, msgspec.Meta(ge=0, lt=SLOT_COUNT)]
+    generation: int
+    wallets: list[CarriedWallet]
+    outcomes: list[CarriedOutcome]
+
+
+AnyEntry = Entry | SlotEntry
+
+
+def next_link(chain: bytes, entry: AnyEntry) -> bytes:
     """
     Chain *entry* to those before it.
     """
@@ -76,11 +100,37 @@ def entry_of(asked: MoveMoney | TransferReserved, number: int) -> Entry:
     )
 
 
+def entry_sent(pending: PendingEntry) -> AnyEntry:
+    """
+    Say what the destination is told of what is on its way to it.
+    """
+    if isinstance(pending, SlotGiven):
+        return SlotEntry(
+            pending.number, pending.slot, pending.generation, pending.wallets, pending.outcomes
+        )
+    return entry_of(pending, pending.number)
+
+
+def answer_elsewhere(shard_id: int) -> int:
+    """
+    Say in an answer at which shard the entry's slot was last seen.
+    """
+    assert shard_id >= 0, "this would be the answer of an entry that was taken"
+    return -1 - shard_id
+
+
+def shard_answered(answer: int) -> int:
+    """
+    Read the shard out of an answer below zero.
+    """
+    return -1 - answer
+
+
 class OutChannel:
     """
     The source's end towards one peer.
 
-    `reserved` is the money on its way by currency: the sum of the outbox.
+    `reserved` is the money on its way by currency: the sum of the transfers in the outbox.
     """
 
     __slots__ = ("chain", "head", "outbox", "peer", "reserved", "settled", "settled_chain")
@@ -91,7 +141,7 @@ class OutChannel:
         self.chain = FIRST_LINK
         self.settled = 0
         self.settled_chain = FIRST_LINK
-        self.outbox: dict[int, TransferReserved] = {}
+        self.outbox: dict[int, PendingEntry] = {}
         self.reserved: dict[str, int] = {}
 
     def chain_at(self, number: int) -> bytes | None:
@@ -108,8 +158,8 @@ class InChannel:
     """
     The destination's end from one peer.
 
-    `refused` has the reasons of refusals that the source may still ask for; any other entry up
-    to the cursor was credited.
+    `refused` has the answers other than 0 that the source may still ask for; any other entry up
+    to the cursor was taken.
     """
 
     __slots__ = ("chain", "cursor", "peer", "refused")
@@ -122,17 +172,23 @@ class InChannel:
 
     def answers(self, first: int, last: int) -> list[int]:
         """
-        List the answers to the entries from *first* to *last*: 0 for credited, or the reason.
+        List the answers to the entries from *first* to *last*.
         """
         assert last <= self.cursor, "not answered yet"
         return [self.refused.get(number, 0) for number in range(first, last + 1)]
 
+    def has_answers_to(self, settled: int) -> bool:
+        """
+        Say whether answers up to *settled* are kept here.
+        """
+        return next(iter(self.refused), settled + 1) <= settled  # In the order of numbers.
+
     def forget_answers(self, settled: int) -> None:
         """
-        Drop the refusals that the source has settled.
+        Drop the answers that the source has settled.
         """
-        for number in [number for number in self.refused if number <= settled]:
-            del self.refused[number]
+        while self.has_answers_to(settled):
+            del self.refused[next(iter(self.refused))]
 
 
 class Channels:

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from processor.core.amounts import AMOUNT_MAX, BALANCE_MAX
+from processor.core.slots import SLOT_COUNT
 from processor.core.wallet import WalletStatus, world_wallet_id
 
 WalletId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -97,7 +98,16 @@ class ReadWallet(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
     wallet_id: WalletId
 
 
-Command = OpenWallet | SetWalletStatus | SetWalletLimits | MoveMoney | ReadWallet
+class GiveSlot(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
+    """
+    Give a slot with all its wallets to another shard. An operator asks this, never a merchant.
+    """
+
+    slot: Annotated[int, msgspec.Meta(ge=0, lt=SLOT_COUNT)]
+    peer: Annotated[int, msgspec.Meta(ge=0)]
+
+
+Command = OpenWallet | SetWalletStatus | SetWalletLimits | MoveMoney | ReadWallet | GiveSlot
 
 
 def wallets_named(command: Command, shard_id: int) -> tuple[str, ...]:
@@ -113,4 +123,6 @@ def wallets_named(command: Command, shard_id: int) -> tuple[str, ...]:
         return (own, world_wallet_id(shard_id, command.currency))
     if isinstance(command, OpenWallet):
         return (command.wallet_id, world_wallet_id(shard_id, command.currency))
+    if isinstance(command, GiveSlot):
+        return ()  # The shard loads the wallets of a slot by the slot.
     return (command.wallet_id,)

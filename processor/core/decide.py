@@ -15,12 +15,6 @@ from __future__ import annotations
 import msgspec
 
 from processor.core.amounts import BALANCE_MAX
-from processor.core.channel import (
-    ENTRIES_PENDING_MAX,
-    Entry,
-    entry_of,
-    next_link,
-)
 from processor.core.commands import (
     MoveMoney,
     OpenWallet,
@@ -28,21 +22,21 @@ from processor.core.commands import (
     SetWalletStatus,
     TransferType,
 )
+from processor.core.decide_channel import (
+    ChannelFull,
+    Elsewhere,
+    decide_reserve,
+    destination_status_reason,
+    source_status_reason,
+)
 from processor.core.decisions import (
-    EntryCredited,
-    EntryDecision,
-    EntryRefused,
-    SettlementDecision,
     TransferDecision,
     TransferPosted,
     TransferRejected,
-    TransferReleased,
     TransferReserved,
-    TransferSettled,
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
-    asked_of,
 )
 from processor.core.reject_reason import RejectReason
 from processor.core.state import Remembered, ShardState
@@ -50,7 +44,6 @@ from processor.core.wallet import (
     SYSTEM_MERCHANT,
     Wallet,
     WalletStatus,
-    due_wallet_id,
     is_system_wallet,
     world_wallet_id,
 )
@@ -58,7 +51,7 @@ from processor.core.wallet import (
 # Plain names: an enum member costs an attribute look-up on every transfer.
 _TRANSFER = TransferType.TRANSFER
 _DEPOSIT = TransferType.DEPOSIT
-_OPEN, _FROZEN, _LOCKED, _CLOSED = WalletStatus
+_OPEN, _FROZEN, _, _CLOSED = WalletStatus
 
 
 class Repeated(msgspec.Struct, frozen=True, gc=False):
@@ -77,22 +70,6 @@ class KeyReused(msgspec.Struct, frozen=True, gc=False):
     """
 
     field: str
-
-
-class Elsewhere(msgspec.Struct, frozen=True, gc=False):
-    """
-    The caller's own wallet is not this shard's; `shard_id` is where its slot was last seen.
-    """
-
-    shard_id: int
-
-
-class ChannelFull(msgspec.Struct, frozen=True, gc=False):
-    """
-    Too much is on its way to `peer`; nothing was recorded.
-    """
-
-    peer: int
 
 
 MoveOutcome = (
@@ -146,9 +123,9 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
     elif source.currency != currency or destination.currency != currency:
         reason = RejectReason.CURRENCY_MISMATCH
     elif source.status != _OPEN:
-        reason = _source_status_reason(source.status)
+        reason = source_status_reason(source.status)
     elif destination.status not in (_OPEN, _FROZEN):
-        reason = _destination_status_reason(destination.status)
+        reason = destination_status_reason(destination.status)
     elif source.posted - source.reserved - amount < source.minimum:
         # The world is never short of money; it can only run out of numbers.
         reason = (
@@ -176,11 +153,11 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
             destination.posted + amount,
         )
     if source is None or destination is None:
-        own_id = command.source or command.destination
+        own_id = command.destination if kind == _DEPOSIT else command.source
         if not state.has_slot_of(own_id):
             return Elsewhere(state.slots.shard_of(own_id))
         if kind == _TRANSFER and not state.has_slot_of(destination_id):
-            return _decide_reserve(state, command, source)
+            return decide_reserve(state, command, source)
     return TransferRejected(
         kind,
         command.transfer_id,
@@ -194,112 +171,6 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
         command.metadata,
         reason,
     )
-
-
-def _decide_reserve(
-    state: ShardState, command: MoveMoney, source: Wallet | None
-) -> TransferReserved | TransferRejected | ChannelFull:
-    """
-    Judge the source's side of a transfer to another shard; the destination judges its own later.
-    """
-    peer = state.slots.shard_of(command.destination)
-    channel = state.channels.to(peer)
-    amount, currency = command.amount, command.currency
-    asked = asked_of(command)
-    if source is None or source.merchant_id != command.merchant_id:
-        return TransferRejected(*asked, RejectReason.SOURCE_UNKNOWN)
-    if source.currency != currency:
-        return TransferRejected(*asked, RejectReason.CURRENCY_MISMATCH)
-    if source.status != _OPEN:
-        return TransferRejected(*asked, _source_status_reason(source.status))
-    if source.available - amount < source.minimum:
-        return TransferRejected(*asked, RejectReason.INSUFFICIENT_FUNDS)
-    due = state.wallets.get(due_wallet_id(state.shard_id, peer, currency))
-    # Settling must always be possible, so what is on its way counts as if it had arrived.
-    on_its_way = channel.reserved.get(currency, 0) + (due.posted if due is not None else 0)
-    if on_its_way + amount > BALANCE_MAX:
-        return TransferRejected(*asked, RejectReason.BALANCE_OUT_OF_RANGE)
-    if len(channel.outbox) >= ENTRIES_PENDING_MAX:
-        return ChannelFull(peer)
-    number = channel.head + 1
-    chain = next_link(channel.chain, entry_of(command, number))
-    return TransferReserved(*asked, peer, number, chain)
-
-
-def decide_entry(state: ShardState, peer: int, entry: Entry) -> EntryDecision:
-    """
-    Answer the next entry from *peer*: always, and once. Needs the wallet that `peer` is due from.
-    """
-    channel = state.channels.of(peer)
-    assert entry.number == channel.cursor + 1, "entries are decided in their order"
-    chain = next_link(channel.chain, entry)
-    due = state.wallets[due_wallet_id(state.shard_id, peer, entry.currency)]
-    destination = state.wallets.get(entry.destination)
-    reason = _refusal_of_entry(entry, due, destination)
-    if reason is not None or destination is None:
-        reason = reason or RejectReason.DESTINATION_UNKNOWN
-        return EntryRefused(peer, entry.number, chain, reason)
-    return EntryCredited(
-        peer,
-        entry.number,
-        chain,
-        entry.transfer_id,
-        entry.merchant_id,
-        entry.source,
-        entry.destination,
-        entry.currency,
-        entry.amount,
-        entry.reference,
-        entry.metadata,
-        due.version + 1,
-        due.posted - entry.amount,
-        destination.version + 1,
-        destination.posted + entry.amount,
-    )
-
-
-def _refusal_of_entry(entry: Entry, due: Wallet, destination: Wallet | None) -> RejectReason | None:
-    if destination is None or is_system_wallet(entry.destination):
-        return RejectReason.DESTINATION_UNKNOWN
-    if destination.currency != entry.currency:
-        return RejectReason.CURRENCY_MISMATCH
-    if destination.status not in (_OPEN, _FROZEN):
-        return _destination_status_reason(destination.status)
-    if destination.posted + entry.amount > BALANCE_MAX or due.posted - entry.amount < due.minimum:
-        return RejectReason.BALANCE_OUT_OF_RANGE
-    return None
-
-
-def decide_settlement(state: ShardState, peer: int, answer: int) -> SettlementDecision:
-    """
-    Settle the next entry to *peer*: *answer* is 0 for credited, or the reason of the refusal.
-    """
-    channel = state.channels.to(peer)
-    number = channel.settled + 1
-    pending = channel.outbox[number]
-    if answer:
-        return TransferReleased(peer, number, pending.transfer_id, RejectReason(answer))
-    source = state.wallets[pending.source]
-    due = state.wallets[due_wallet_id(state.shard_id, peer, pending.currency)]
-    return TransferSettled(
-        peer,
-        number,
-        pending.transfer_id,
-        source.version + 1,
-        source.posted - pending.amount,
-        due.version + 1,
-        due.posted + pending.amount,
-    )
-
-
-def decide_due(state: ShardState, peer: int, currency: str) -> WalletOpened | None:
-    """
-    Say whether the wallet of what *peer* is due has to be opened first.
-    """
-    wallet_id = due_wallet_id(state.shard_id, peer, currency)
-    if wallet_id in state.wallets:
-        return None
-    return WalletOpened(wallet_id, SYSTEM_MERCHANT, currency, -BALANCE_MAX)
 
 
 def decide_open(state: ShardState, command: OpenWallet) -> WalletOpened | RejectReason | None:
@@ -401,15 +272,3 @@ def _differing_field(decision: TransferDecision, command: MoveMoney) -> str | No
         if getattr(decision, field) != getattr(command, field):
             return field
     return None
-
-
-def _source_status_reason(status: int) -> RejectReason:
-    if status == _CLOSED:
-        return RejectReason.SOURCE_CLOSED
-    return RejectReason.SOURCE_LOCKED if status == _LOCKED else RejectReason.SOURCE_FROZEN
-
-
-def _destination_status_reason(status: int) -> RejectReason:
-    if status == _CLOSED:
-        return RejectReason.DESTINATION_CLOSED
-    return RejectReason.DESTINATION_LOCKED

@@ -10,6 +10,8 @@ no state, and `apply` can check every step.
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import msgspec
 
 from processor.core.commands import MoveMoney, TransferType
@@ -154,6 +156,124 @@ class EntryRefused(msgspec.Struct, array_like=True, tag=11, frozen=True, gc=Fals
     reason: RejectReason
 
 
+class EntryElsewhere(msgspec.Struct, array_like=True, tag=12, frozen=True, gc=False):
+    """
+    An entry from `peer` is for a wallet whose slot is not here but was last seen at `shard_id`;
+    nothing moved, its number is used up, and the source sends the money there anew.
+    """
+
+    peer: int
+    number: int
+    chain: bytes
+    shard_id: int
+
+
+class TransferRecalled(msgspec.Struct, array_like=True, tag=13, frozen=True, gc=False):
+    """
+    The destination's slot was not at `peer` any more: what was reserved is free and its key is
+    as new. The decision that takes its place is in the same record.
+    """
+
+    peer: int
+    number: int
+    transfer_id: bytes
+
+
+class SlotsGranted(msgspec.Struct, array_like=True, tag=14, frozen=True, gc=False):
+    """
+    The slots from `first` to `last` are this shard's, in their first generation.
+    """
+
+    first: int
+    last: int
+
+
+class CarriedWallet(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    A wallet on its way to another shard, with all its facts. Nothing of it is reserved.
+    """
+
+    wallet_id: str
+    merchant_id: str
+    currency: str
+    status: int
+    minimum: int
+    posted: int
+    version: int
+
+
+class CarriedOutcome(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    The outcome under a key of a carried wallet, with its record's sequence and time.
+    """
+
+    decision: TransferPosted | TransferRejected
+    sequence: int
+    at_us: int
+
+
+class DuePosting(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    What the money in carried wallets makes of what the peer is due, in one currency: `amount` is
+    their sum (it may be below zero), `version` and `balance` are the due wallet's after it.
+    """
+
+    currency: str
+    amount: int
+    version: int
+    balance: int
+
+
+class SlotGiven(msgspec.Struct, array_like=True, tag=15, frozen=True, gc=False):
+    """
+    A slot leaves for `peer`, as entry `number` of the channel to it: its wallets are not here
+    any more, and what was in them is due to `peer`. `generation` is that under its new owner.
+    """
+
+    peer: int
+    number: int
+    chain: bytes
+    slot: int
+    generation: int
+    wallets: list[CarriedWallet]
+    outcomes: list[CarriedOutcome]
+    dues: list[DuePosting]
+
+
+class SlotTaken(msgspec.Struct, array_like=True, tag=16, frozen=True, gc=False):
+    """
+    A slot came from `peer` as entry `number` of the channel from it: its wallets are here, and
+    what is in them is due from `peer`.
+    """
+
+    peer: int
+    number: int
+    chain: bytes
+    slot: int
+    generation: int
+    wallets: list[CarriedWallet]
+    outcomes: list[CarriedOutcome]
+    dues: list[DuePosting]
+
+
+class SlotDelivered(msgspec.Struct, array_like=True, tag=17, frozen=True, gc=False):
+    """
+    The peer has the slot that went to it as entry `number`.
+    """
+
+    peer: int
+    number: int
+
+
+class AnswersForgotten(msgspec.Struct, array_like=True, tag=18, frozen=True, gc=False):
+    """
+    `peer` has settled all up to `settled`: it will not ask for those answers any more.
+    """
+
+    peer: int
+    settled: int
+
+
 class EpochStarted(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
     """
     A new owner took the shard; its record's header has the epoch.
@@ -183,9 +303,20 @@ def asked_of(asked: MoveMoney | TransferReserved) -> Asked:
     )
 
 
+def sums_of(wallets: list[CarriedWallet]) -> dict[str, int]:
+    """
+    Sum what is in *wallets* by currency, in order, without the currencies that come to zero.
+    """
+    sums: dict[str, int] = defaultdict(int)
+    for wallet in wallets:
+        sums[wallet.currency] += wallet.posted
+    return {currency: sums[currency] for currency in sorted(sums) if sums[currency]}
+
+
 TransferDecision = TransferPosted | TransferRejected | TransferReserved
-SettlementDecision = TransferSettled | TransferReleased
-EntryDecision = EntryCredited | EntryRefused
+SettlementDecision = TransferSettled | TransferReleased | TransferRecalled | SlotDelivered
+EntryDecision = EntryCredited | EntryRefused | EntryElsewhere | SlotTaken
+PendingEntry = TransferReserved | SlotGiven  # On its way to a peer.
 Decision = (
     WalletOpened
     | WalletStatusSet
@@ -198,6 +329,13 @@ Decision = (
     | TransferReleased
     | EntryCredited
     | EntryRefused
+    | EntryElsewhere
+    | TransferRecalled
+    | SlotsGranted
+    | SlotGiven
+    | SlotTaken
+    | SlotDelivered
+    | AnswersForgotten
 )
 
 _encoder = msgspec.msgpack.Encoder()

@@ -7,10 +7,13 @@ posting.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
-from processor.core.wallet import Wallet, WalletStatus
+from processor.core.channel import OutChannel, entry_sent, next_link
+from processor.core.decisions import TransferReserved
+from processor.core.state import ShardState
+from processor.core.wallet import Wallet, WalletStatus, is_system_wallet
 
 
 def broken_wallets(wallets: Iterable[Wallet]) -> list[str]:
@@ -26,6 +29,52 @@ def broken_wallets(wallets: Iterable[Wallet]) -> list[str]:
         if wallet.status == WalletStatus.CLOSED and wallet.posted != 0:
             found.append(f"{wallet.wallet_id}: closed with money in it")
     return found
+
+
+def broken_channels(state: ShardState) -> list[str]:
+    """
+    Name every channel, and every wallet with money on its way, that breaks a rule, in words.
+    """
+    found = []
+    reserved: Counter[str] = Counter()
+    for peer, channel in state.channels.outgoing.items():
+        by_currency: Counter[str] = Counter()
+        for pending in channel.outbox.values():
+            if isinstance(pending, TransferReserved):
+                reserved[pending.source] += pending.amount
+                by_currency[pending.currency] += pending.amount
+        if by_currency != Counter(channel.reserved):
+            found.append(f"channel to shard {peer}: its outbox has another sum than is reserved")
+        if list(channel.outbox) != list(range(channel.settled + 1, channel.head + 1)):
+            found.append(f"channel to shard {peer}: its outbox is not what is on its way")
+        elif _chain_of(channel) != channel.chain:
+            found.append(f"channel to shard {peer}: its outbox has another chain")
+    found += [
+        f"{wallet_id}: money of it is on its way, but it is not in memory"
+        for wallet_id in sorted(reserved.keys() - state.wallets.keys())
+    ]
+    for wallet_id, wallet in state.wallets.items():
+        if wallet.reserved != reserved[wallet_id]:
+            found.append(f"{wallet_id}: something else is reserved than is on its way")
+    return found
+
+
+def _chain_of(channel: OutChannel) -> bytes:
+    chain = channel.settled_chain
+    for pending in channel.outbox.values():
+        chain = next_link(chain, entry_sent(pending))
+    return chain
+
+
+def strangers(state: ShardState) -> list[str]:
+    """
+    Name the wallets in memory whose slot is another shard's.
+    """
+    return [
+        wallet_id
+        for wallet_id in state.wallets
+        if not is_system_wallet(wallet_id) and not state.has_slot_of(wallet_id)
+    ]
 
 
 def books(wallets: Iterable[Wallet]) -> dict[str, int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from zlib import crc32
 
 SLOT_COUNT = 4096
+NOWHERE = -1  # The owner of a slot of which nobody has said where it is.
 
 
 def slot_of(wallet_id: str) -> int:
@@ -23,19 +24,21 @@ class SlotMap:
     """
     Which shard has which slot, as one shard or gateway knows it.
 
-    A shard is certain of its own slots; those of others are where they were last seen.
+    A shard is certain of its own slots: only its journal says which they are. Those of others
+    are where they were last seen. A slot's generation counts its owners: 1 for the first.
     """
 
-    __slots__ = ("_shard_ids",)
+    __slots__ = ("_generations", "_shard_ids")
 
-    def __init__(self, shard_ids: list[int]) -> None:
+    def __init__(self, shard_ids: list[int], generations: list[int] | None = None) -> None:
         assert len(shard_ids) == SLOT_COUNT, "a shard for each slot"
         self._shard_ids = shard_ids
+        self._generations = generations or [1] * SLOT_COUNT
 
     @classmethod
     def undivided(cls, shard_id: int) -> SlotMap:
         """
-        Make the map of a ledger of one shard.
+        Make the map of a ledger of one shard, or of one about which nothing is known.
         """
         return cls([shard_id] * SLOT_COUNT)
 
@@ -48,3 +51,22 @@ class SlotMap:
 
     def shard_of(self, wallet_id: str) -> int:
         return self._shard_ids[slot_of(wallet_id)]
+
+    def owner(self, slot: int) -> int:
+        return self._shard_ids[slot]
+
+    def generation(self, slot: int) -> int:
+        return self._generations[slot]
+
+    def slots_of(self, shard_id: int) -> list[int]:
+        """
+        List the slots of a shard, in order.
+        """
+        return [slot for slot, owner in enumerate(self._shard_ids) if owner == shard_id]
+
+    def assign(self, slot: int, shard_id: int, generation: int) -> None:
+        """
+        Take in that *slot* is at *shard_id* in its *generation*.
+        """
+        self._shard_ids[slot] = shard_id
+        self._generations[slot] = generation

@@ -8,7 +8,9 @@ Rule 1: everything said here is an effect of a durable record: a greeting, an en
         So a crash on either side takes back nothing that the other has heard.
 Rule 2: what comes twice is answered again and does nothing, what comes too early ends the
         connection, and the next greeting starts from what both sides have.
-Rule 3: two ends that contradict each other are `ChannelBroken`: both shards halt.
+Rule 3: two ends that contradict each other are `ChannelBroken`: who finds it says `Broken`, and
+        both shards halt.
+Rule 4: at most so many entries are sent and not answered, and a slot is the last of its frame.
 """
 
 from __future__ import annotations
@@ -18,15 +20,17 @@ from typing import Annotated
 import msgspec
 
 from processor.core.channel import (
+    AnyEntry,
     ChannelBroken,
-    Entry,
     InChannel,
     OutChannel,
-    entry_of,
+    SlotEntry,
+    entry_sent,
     next_link,
 )
 
 ENTRIES_A_FRAME_MAX = 2_000
+ENTRIES_IN_FLIGHT_MAX = 8_000
 
 
 class OutOfOrder(Exception):
@@ -61,21 +65,33 @@ class Entries(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
     Entries in order; `chain` is that up to the last, `settled` how far answers may be forgotten.
     """
 
-    entries: Annotated[list[Entry], msgspec.Meta(min_length=1, max_length=ENTRIES_A_FRAME_MAX)]
+    entries: Annotated[list[AnyEntry], msgspec.Meta(min_length=1, max_length=ENTRIES_A_FRAME_MAX)]
     chain: bytes
     settled: int
 
 
 class Answers(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False):
     """
-    What became of the entries from `first` on: 0 for credited, or the reason of the refusal.
+    What became of the entries from `first` on: 0 for taken, the reason of a refusal, or where the
+    slot is.
     """
 
-    first: int
+    first: Annotated[int, msgspec.Meta(ge=1)]
     answers: list[int]
 
 
-Effect = Greeting | Welcome | Entries | Answers
+class Broken(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
+    """
+    The two ends contradict each other: who says this halts, and who hears it has to.
+    """
+
+    why: str
+
+
+Effect = Greeting | Welcome | Entries | Answers | Broken
+
+encode = msgspec.msgpack.Encoder().encode
+decode_effect = msgspec.msgpack.Decoder(Effect).decode
 
 
 def greet(shard_id: int, channel: OutChannel) -> Greeting:
@@ -94,16 +110,19 @@ def welcome(channel: InChannel, greeting: Greeting) -> Welcome:
         )
     if greeting.settled == channel.cursor and greeting.settled_chain != channel.chain:
         raise ChannelBroken(f"{where}: other entries up to {channel.cursor} than here")
-    channel.forget_answers(greeting.settled)
     answers = channel.answers(greeting.settled + 1, channel.cursor)
     return Welcome(channel.cursor, channel.chain, answers)
 
 
-def new_entries(channel: InChannel, frame: Entries) -> list[Entry]:
+def new_entries(channel: InChannel, frame: Entries) -> list[AnyEntry]:
     """
     Return the entries that are not decided yet; raises OutOfOrder or ChannelBroken.
     """
-    channel.forget_answers(frame.settled)
+    if frame.settled > channel.cursor:
+        raise ChannelBroken(
+            f"channel from shard {channel.peer}: it has settled {frame.settled}, here it is at "
+            f"{channel.cursor}"
+        )
     fresh = [entry for entry in frame.entries if entry.number > channel.cursor]
     chain = channel.chain
     for number, entry in enumerate(fresh, channel.cursor + 1):
@@ -123,8 +142,11 @@ class OutgoingLink:
     them is said.
     """
 
-    def __init__(self, channel: OutChannel) -> None:
+    def __init__(
+        self, channel: OutChannel, entries_in_flight_max: int = ENTRIES_IN_FLIGHT_MAX
+    ) -> None:
         self._channel = channel
+        self._entries_in_flight_max = entries_in_flight_max
         self._sent: int | None = None  # None until the peer has said how far it is.
         self.durable_head = channel.head
         self.durable_settled = channel.settled
@@ -162,18 +184,31 @@ class OutgoingLink:
             return None
         # What an earlier connection brought late may be answered before it is sent on this one.
         first = max(self._sent, channel.settled) + 1
-        last = min(self.durable_head, first - 1 + ENTRIES_A_FRAME_MAX)
-        if first > last:
+        last = min(
+            self.durable_head,
+            first - 1 + ENTRIES_A_FRAME_MAX,
+            channel.settled + self._entries_in_flight_max,
+        )
+        entries: list[AnyEntry] = []
+        for number in range(first, last + 1):
+            entries.append(entry_sent(channel.outbox[number]))
+            if isinstance(entries[-1], SlotEntry):
+                break  # It is large, and what comes after it waits for the next frame.
+        if not entries:
             return None
-        self._sent = last
-        entries = [entry_of(channel.outbox[k], k) for k in range(first, last + 1)]
-        return Entries(entries, channel.outbox[last].chain, self.durable_settled)
+        self._sent = entries[-1].number
+        return Entries(entries, channel.outbox[self._sent].chain, self.durable_settled)
 
     def take_answers(self, said: Answers) -> list[int]:
         """
-        Return the answers that are not settled yet; raises OutOfOrder.
+        Return the answers that are not settled yet; raises OutOfOrder or ChannelBroken.
         """
         settled = self._channel.settled
         if said.first > settled + 1:
             raise OutOfOrder(f"answer {settled + 1} was expected, {said.first} came")
+        if said.first + len(said.answers) - 1 > self.durable_head:
+            raise ChannelBroken(
+                f"channel to shard {self._channel.peer}: it answers more than the "
+                f"{self.durable_head} entries that it can have"
+            )
         return said.answers[settled + 1 - said.first :]

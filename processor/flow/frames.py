@@ -114,7 +114,8 @@ class Pending(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
 
 class Moved(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
     """
-    Nothing was recorded: the wallet's slot was last seen at `shard_id`. Ask there.
+    Nothing was recorded: the wallet's slot was last seen at `shard_id`. Ask there; when that is
+    the shard that answered, or -1, the slot is about to move: ask again in a moment.
     """
 
     shard_id: int
@@ -128,7 +129,38 @@ class ChannelFull(msgspec.Struct, array_like=True, tag=8, frozen=True, gc=False)
     peer: int
 
 
-Result = Posted | Rejected | KeyReused | WalletFound | WalletRefused | Pending | Moved | ChannelFull
+class SlotLeft(msgspec.Struct, array_like=True, tag=9, frozen=True, gc=False):
+    """
+    The slot is on its way to `peer` with so many wallets; it is not this shard's any more.
+    """
+
+    slot: int
+    peer: int
+    wallet_count: int
+
+
+class SlotKept(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
+    """
+    The slot stays for now, `why` says for what. Ask again soon: for a moment, nothing new of it
+    is sent to other shards.
+    """
+
+    slot: int
+    why: str
+
+
+Result = (
+    Posted
+    | Rejected
+    | KeyReused
+    | WalletFound
+    | WalletRefused
+    | Pending
+    | Moved
+    | ChannelFull
+    | SlotLeft
+    | SlotKept
+)
 
 
 class Answered(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
@@ -162,7 +194,15 @@ class NotServing(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False):
     frame_id: int
 
 
-Reply = Answered | Overloaded | StaleEpoch | NotServing
+class Settled(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
+    """
+    What became of transfers that were answered as pending on this connection; sent unasked.
+    """
+
+    results: list[Posted | Rejected]
+
+
+Reply = Answered | Overloaded | StaleEpoch | NotServing | Settled
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(RequestFrame).decode
@@ -214,7 +254,8 @@ class FrameSplitter:
 
 
 # The handshake. Server: PROTOCOL + server nonce. Client: client nonce + proof over both as
-# "client". Server: proof over both as "server". A proof never fits the other direction.
+# "client", or as "peer" with the number of the shard that it wants to speak to when it is a shard
+# itself. Server: proof over both as "server". A proof never fits the other direction.
 
 
 def server_proof(secret: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
@@ -223,6 +264,13 @@ def server_proof(secret: bytes, server_nonce: bytes, client_nonce: bytes) -> byt
 
 def client_proof(secret: bytes, server_nonce: bytes, client_nonce: bytes) -> bytes:
     return _proof(secret, b"client", server_nonce, client_nonce)
+
+
+def peer_proof(secret: bytes, server_nonce: bytes, client_nonce: bytes, shard_id: int) -> bytes:
+    """
+    Prove that a shard wants to speak to shard *shard_id*, and to no other that is found there.
+    """
+    return _proof(secret, b"peer" + _LENGTH.pack(shard_id), server_nonce, client_nonce)
 
 
 def same_proof(left: bytes, right: bytes) -> bool:

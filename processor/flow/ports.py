@@ -6,11 +6,15 @@ Two stores keep these promises, Postgres and an in-memory twin, and one suite ho
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+import msgspec
+
+from processor.core.decisions import PendingEntry
 from processor.core.record import Record
+from processor.core.slots import SlotMap
 from processor.core.state import Remembered
 from processor.core.wallet import Wallet
 
@@ -39,6 +43,73 @@ class ShardHalted(Exception):
     """
 
 
+class SetBack(Exception):
+    """
+    The journal is an older one than others have seen; the shard and its peers must halt.
+    """
+
+
+# Returns the chain at a sequence of the own journal; None where there is no such record.
+ChainAt = Callable[[int], Awaitable[bytes | None]]
+
+
+class SlotRow(msgspec.Struct, frozen=True):
+    """
+    A slot that a shard has (`given_to` is None) or had, in the generation it then had.
+    """
+
+    slot: int
+    generation: int
+    taken_from: int | None
+    given_to: int | None
+
+
+class OutEnd(msgspec.Struct, frozen=True):
+    """
+    The source's end of a channel; what is between `settled` and `head` is pending.
+    """
+
+    peer: int
+    head: int
+    chain: bytes
+    settled: int
+    settled_chain: bytes
+
+
+class InEnd(msgspec.Struct, frozen=True):
+    """
+    The destination's end of a channel; `refused` has the answers other than 0 by number.
+    """
+
+    peer: int
+    cursor: int
+    chain: bytes
+    refused: dict[int, int]
+
+
+class PendingRow(msgspec.Struct, frozen=True):
+    """
+    Something on its way, with the sequence and time of the record that sent it.
+    """
+
+    decision: PendingEntry
+    sequence: int
+    at_us: int
+
+
+class ShardSnapshot(msgspec.Struct, frozen=True):
+    """
+    What a shard knows at the watermark besides wallets and outcomes. `pending` is in the order of
+    peers and numbers; `wallets` are those of the ledger itself and the sources of what is pending.
+    """
+
+    slots: list[SlotRow]
+    outgoing: list[OutEnd]
+    incoming: list[InEnd]
+    pending: list[PendingRow]
+    wallets: list[Wallet]
+
+
 class RecoveryView(Protocol):
     """
     One consistent view of the tables and of the journal behind them.
@@ -58,6 +129,8 @@ class RecoveryView(Protocol):
         ...
 
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]: ...
+
+    async def load_snapshot(self) -> ShardSnapshot: ...
 
 
 class ShardStore(Protocol):
@@ -129,15 +202,35 @@ class ShardStore(Protocol):
         """
         ...
 
-    async def load_keys(self, keys: Iterable[bytes]) -> list[Remembered]:
+    async def load_slot(self, slot: int) -> list[Wallet]:
         """
-        Read the outcomes under *keys* that are in the tables; raises StoreUnavailable.
+        Read the wallets of one slot as of the watermark or later, but for the ledger's own, which
+        never leave; raises StoreUnavailable.
         """
         ...
 
-    def key_pages(self) -> AsyncIterator[list[bytes]]:
+    async def load_keys(
+        self, keys: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Remembered]:
         """
-        Yield every key in the tables, page by page; raises StoreUnavailable.
+        Read the outcomes under *keys* that are in the tables; raises StoreUnavailable.
+
+        *everywhere* looks into the tables of every database, carried outcomes included, as a
+        shard must that has taken a slot from another.
+        """
+        ...
+
+    def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
+        """
+        Yield every key in the tables, page by page; raises StoreUnavailable. Everywhere, a key
+        may come twice: with its row, and with the slot that moved.
+        """
+        ...
+
+    async def chain_at(self, sequence: int) -> bytes | None:
+        """
+        Read the chain at *sequence* of the journal; None where there is no such record. Raises
+        StoreUnavailable.
         """
         ...
 
@@ -162,6 +255,52 @@ class ShardStore(Protocol):
     async def prepare_journal(self, sequence: int) -> None:
         """
         Make room in the journal for the million sequences after *sequence*.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class ShardCluster(Protocol):
+    """
+    What a shard knows of, and tells to, the rest of the cluster. Every method raises
+    StoreUnavailable.
+    """
+
+    async def first_slots(self) -> tuple[int, int] | None:
+        """
+        Return the first and the last slot that this shard begins with, if any.
+        """
+        ...
+
+    async def slot_map(self) -> SlotMap:
+        """
+        Read where each slot was last seen.
+        """
+        ...
+
+    async def note_slots(self, taken: Iterable[tuple[int, int]]) -> None:
+        """
+        Tell the gateways that these slots are here now, each with its generation.
+        """
+        ...
+
+    async def check_witness(self, sequence: int, chain_at: ChainAt) -> None:
+        """
+        Compare the journal, whose last record is *sequence*, with what other databases have seen
+        of it; raises SetBack when it lacks some of that. A database that is down says nothing.
+        """
+        ...
+
+    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> None:
+        """
+        Tell the other databases how far the durable journal is; one that is down is left out.
+        """
+        ...
+
+    async def halt_peers(self, reason: str) -> None:
+        """
+        Halt every shard that has a channel with this one: it is owed what was lost here.
         """
         ...
 

@@ -1,21 +1,34 @@
 """
 Several shards in one process, with a wire between each two: no clock, no sockets, no threads.
 
-A shard here is the ledger's own state, batch and channel link with a list for a journal. It
-collects a batch while the one before is on its way to the disk, as the real one does; a crash
-leaves it the journal alone, and the batch on its way is then durable or not, as the test says.
+A shard here is the ledger's own state, batch and channel link with a list for a journal and
+`NetTables` for its tables. It collects a batch while the one before is on its way to the disk, as
+the real one does; a crash leaves it the journal and the tables alone, and the batch on its way is
+then durable or not, as the test says.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from processor.core.apply import apply
-from processor.core.commands import Command
-from processor.core.decisions import DECISION_FORMAT, decode_decisions, encode_decisions
-from processor.core.slots import SlotMap
-from processor.core.state import ShardState
+from processor.core.apply import apply, wallets_touched
+from processor.core.commands import Command, GiveSlot, MoveMoney
+from processor.core.decisions import (
+    DECISION_FORMAT,
+    EpochStarted,
+    SlotsGranted,
+    decode_decisions,
+    encode_decisions,
+)
+from processor.core.invariants import broken_channels
+from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap
+from processor.core.wallet import Wallet
+from processor.core.wallets_needed import (
+    wallets_of_answers,
+    wallets_of_commands,
+    wallets_of_entries,
+)
 from processor.flow.batch import Batch
 from processor.flow.channel_link import (
     Answers,
@@ -26,8 +39,23 @@ from processor.flow.channel_link import (
     OutOfOrder,
     Welcome,
 )
-from processor.flow.frames import Answered, Reply, RequestFrame, Result
+from processor.flow.frames import (
+    Answered,
+    Moved,
+    Posted,
+    Rejected,
+    Reply,
+    RequestFrame,
+    Result,
+    Settled,
+)
+from processor.flow.recovery import restore
+from processor.flow.settlement_watch import SettlementWatch
 from tests.support.commands import AT_US
+from tests.support.net_tables import NetTables
+
+RECORD_US = 10_000  # From one record to the next.
+ENTRIES_IN_FLIGHT_MAX = 6
 
 
 def names_on(shard_id: int, shard_count: int) -> list[str]:
@@ -51,32 +79,112 @@ class Wire:
 
 class NetShard:
     """
-    One shard: what it has in memory, and its journal.
+    One shard: what it has in memory, its journal and its tables.
     """
 
-    def __init__(self, shard_id: int, shard_count: int) -> None:
+    def __init__(self, shard_id: int, net: ShardNet) -> None:
         self.shard_id = shard_id
-        self.shard_count = shard_count
-        self.journal: list[bytes] = []
-        self.peers = [peer for peer in range(shard_count) if peer != shard_id]
+        self.net = net
+        self.peers = [peer for peer in range(net.shard_count) if peer != shard_id]
+        own = SlotMap.even(net.shard_count).slots_of(shard_id)
+        granted = [EpochStarted("net"), SlotsGranted(own[0], own[-1])]
+        self.journal: list[bytes] = [encode_decisions([*granted])]
+        self.tables = NetTables(shard_id)
         self.recover()
 
-    def recover(self) -> None:
+    def recover(self, *, with_tables: bool = False) -> None:
         """
-        Begin again from the journal, as a new process does.
+        Begin again as a new process does: with the tables and the journal behind them, or from
+        the journal's first record.
         """
-        self.state = ShardState(self.shard_id, SlotMap.even(self.shard_count))
-        for sequence, payload in enumerate(self.journal, 1):
-            for decision in decode_decisions(payload, DECISION_FORMAT):
-                apply(self.state, decision, sequence, AT_US + sequence)
+        tables = self.tables if with_tables else NetTables(self.shard_id)
+        self.state = restore(self.shard_id, self.net.catalog, tables.snapshot())
+        self.state.tables_reach(tables.watermark)
+        for sequence in range(tables.watermark + 1, len(self.journal) + 1):
+            self._replay(sequence, tables)
+        assert broken_channels(self.state) == []
+        self.state.tables_reach(self.tables.watermark)
         self.committing: Batch | None = None
+        self.watch = SettlementWatch()
         self._open_batch()
-        self.links = {peer: OutgoingLink(self.state.channels.to(peer)) for peer in self.peers}
+        self.links = {
+            peer: OutgoingLink(self.state.channels.to(peer), ENTRIES_IN_FLIGHT_MAX)
+            for peer in self.peers
+        }
+        slots = self.state.slots
+        self.net.note((slot, slots.generation(slot), self.shard_id) for slot in self.own_slots())
+
+    def _replay(self, sequence: int, tables: NetTables) -> None:
+        decisions = decode_decisions(self.journal[sequence - 1], DECISION_FORMAT)
+        named = [name for one in decisions for name in wallets_touched(self.state, one)]
+        for wallet in tables.load_wallets(named):
+            self.state.load(wallet)
+        for decision in decisions:
+            apply(self.state, decision, sequence, time_of(sequence))
+
+    def own_slots(self) -> list[int]:
+        return self.state.slots.slots_of(self.shard_id)
+
+    def project(self, count: int, *, durably: bool) -> None:
+        """
+        Let the tables come *count* records nearer, and the shard know that they are durable.
+        """
+        for payload in self.journal[self.tables.watermark :][:count]:
+            decisions = decode_decisions(payload, DECISION_FORMAT)
+            self.tables.project(decisions, time_of(self.tables.watermark + 1))
+        if durably:
+            self.state.tables_reach(self.tables.watermark)
+
+    def forget(self) -> None:
+        """
+        Drop whatever may be dropped from memory.
+        """
+        state = self.state
+        for wallet in list(state.wallets.values()):
+            if state.may_evict(wallet):
+                del state.wallets[wallet.wallet_id]
+        for _ in range(2):
+            state.forget_keys(state.tables_at)
+
+    def load(self, names: list[str]) -> None:
+        for wallet in self.tables.load_wallets(names):
+            self.state.load(wallet)
+
+    def prepare(self, commands: list[Command]) -> None:
+        """
+        Load what *commands* need, as the real shard does before it decides.
+        """
+        state = self.state
+        self.load(wallets_of_commands(state, commands))
+        readable = self.net.shards if state.has_taken else [self]
+        for command in commands:
+            if isinstance(command, MoveMoney) and state.keys.find(command.key) is None:
+                for shard in readable:
+                    if (remembered := shard.tables.outcomes.get(command.key)) is not None:
+                        state.keys.load(remembered)
+            if isinstance(command, GiveSlot):
+                rows = self.tables.load_slot(command.slot)
+                if state.slots.owner(command.slot) == self.shard_id:
+                    for wallet in rows:
+                        state.load(wallet)
+                    state.leaving[command.slot] = [wallet.wallet_id for wallet in rows]
+
+    def all_wallets(self) -> list[Wallet]:
+        """
+        List what the shard has in memory, and in the tables only.
+        """
+        state = self.state
+        absent = [
+            wallet
+            for name, wallet in self.tables.wallets.items()
+            if name not in state.wallets and state.has_slot_of(name) and not name.startswith("$")
+        ]
+        return [*state.wallets.values(), *absent]
 
     def _open_batch(self) -> None:
         sequence = len(self.journal) + 1 + (self.committing is not None)
-        self.batch = Batch(sequence)
-        self.batch.at_us = AT_US + sequence
+        self.batch = Batch(sequence, self.watch)
+        self.batch.at_us = time_of(sequence)
 
     def close_batch(self) -> None:
         """
@@ -87,7 +195,7 @@ class NetShard:
             self._open_batch()
             if not self.committing.decisions:
                 # It needed no record: the next batch has its number.
-                self.batch = Batch(self.committing.sequence)
+                self.batch = Batch(self.committing.sequence, self.watch)
                 self.batch.at_us = self.committing.at_us
 
     def write(self) -> None:
@@ -106,6 +214,11 @@ class NetShard:
         batch.release()
         for peer, (head, settled) in batch.ends.items():
             self.links[peer].made_durable(head, settled)
+        self.net.note((slot, generation, self.shard_id) for slot, generation in batch.taken)
+
+
+def time_of(sequence: int) -> int:
+    return AT_US + sequence * RECORD_US
 
 
 class ShardNet:
@@ -114,10 +227,23 @@ class ShardNet:
     """
 
     def __init__(self, shard_count: int) -> None:
-        self.shards = [NetShard(shard_id, shard_count) for shard_id in range(shard_count)]
+        self.shard_count = shard_count
+        self.catalog = SlotMap.even(shard_count)
         self.wires: dict[tuple[int, int], Wire] = {}
         self.sent: list[tuple[int, int, Entries]] = []  # Whatever was ever sent.
-        self.replies: list[tuple[Sequence[Command], list[Result]]] = []
+        self.replies: list[tuple[Sequence[Command], list[Result], int]] = []
+        self.settled: list[Posted | Rejected] = []  # Told unasked.
+        self.shards: list[NetShard] = []
+        for shard_id in range(shard_count):
+            self.shards.append(NetShard(shard_id, self))
+
+    def note(self, taken: Iterable[tuple[int, int, int]]) -> None:
+        """
+        Tell the catalog where slots are, each with its generation and shard.
+        """
+        for slot, generation, shard_id in taken:
+            if generation > self.catalog.generation(slot):
+                self.catalog.assign(slot, shard_id, generation)
 
     def ask(self, shard_id: int, commands: list[Command]) -> None:
         """
@@ -126,9 +252,13 @@ class ShardNet:
         shard = self.shards[shard_id]
 
         def deliver(reply: Reply) -> None:
+            if isinstance(reply, Settled):
+                self.settled += reply.results
+                return
             assert isinstance(reply, Answered)
-            self.replies.append((commands, reply.results))
+            self.replies.append((commands, reply.results, shard_id))
 
+        shard.prepare(commands)
         shard.batch.add(shard.state, RequestFrame(1, shard_id, 1, commands), deliver)
 
     def commit(self, shard_id: int) -> None:
@@ -149,7 +279,32 @@ class ShardNet:
             shard.release()
         self.send(shard_id)
 
-    def crash(self, shard_id: int, *, written: bool) -> None:
+    def ask_owner(self, command: Command, wallet_id: str) -> Result:
+        """
+        Ask as a gateway does that knows nothing, and go where it is sent until there is an answer.
+        """
+        shard_id, result = 0, None
+        for _ in range(20 * self.shard_count):
+            self.ask(shard_id, [command])
+            self.commit(shard_id)
+            result = self.replies[-1][1][0]
+            if not isinstance(result, Moved):
+                return result
+            shard_id = result.shard_id if result.shard_id != NOWHERE else shard_id
+            self.turn()
+        raise AssertionError(f"{wallet_id} is nowhere: {result}")
+
+    def owners(self) -> dict[int, list[int]]:
+        """
+        Tell for each slot which shards say that it is theirs.
+        """
+        found: dict[int, list[int]] = {slot: [] for slot in range(SLOT_COUNT)}
+        for shard in self.shards:
+            for slot in shard.own_slots():
+                found[slot].append(shard.shard_id)
+        return found
+
+    def crash(self, shard_id: int, *, written: bool, with_tables: bool = False) -> None:
         """
         Lose a shard's memory and connections, with the batch on its way durable or not.
         """
@@ -157,7 +312,7 @@ class ShardNet:
         shard.close_batch()
         if written:
             shard.write()
-        shard.recover()
+        shard.recover(with_tables=with_tables)
         for pair in [pair for pair in self.wires if shard_id in pair]:
             self.cut(*pair)
 
@@ -205,6 +360,7 @@ class ShardNet:
             shard.batch.add_welcome(shard.state, said, wire.to_source.append)
         else:
             assert isinstance(said, Entries)
+            shard.load(wallets_of_entries(shard.state, said.entries))
             shard.batch.add_entries(shard.state, source, said, wire.to_source.append)
 
     def _receive_answer(self, source: int, destination: int, said: Effect) -> None:
@@ -215,20 +371,25 @@ class ShardNet:
         else:
             assert isinstance(said, Answers)
             answers = link.take_answers(said)
+        shard.load(wallets_of_answers(shard.state, destination, answers))
         shard.batch.add_answers(shard.state, destination, answers)
 
     def settle(self) -> None:
         """
         Let everything run without faults until nothing is left to do.
         """
-        pairs = [(s.shard_id, peer) for s in self.shards for peer in s.peers]
-        for pair in pairs:
-            self.connect(*pair)
         quiet_rounds = 0
         while quiet_rounds < 3:
-            moved = [self.arrive(*pair) for pair in pairs]
-            for shard in self.shards:
-                self.commit(shard.shard_id)
-            for pair in pairs:
-                self.connect(*pair)
-            quiet_rounds = 0 if any(moved) else quiet_rounds + 1
+            quiet_rounds = 0 if self.turn() else quiet_rounds + 1
+
+    def turn(self) -> bool:
+        """
+        Let a message arrive on each wire and commit everywhere; say whether there was any.
+        """
+        pairs = [(shard.shard_id, peer) for shard in self.shards for peer in shard.peers]
+        for pair in pairs:
+            self.connect(*pair)
+        moved = [self.arrive(*pair) for pair in pairs]
+        for shard in self.shards:
+            self.commit(shard.shard_id)
+        return any(moved)

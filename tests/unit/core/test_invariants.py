@@ -1,15 +1,23 @@
 """
 Goal: what must hold of every state is told in words when it does not.
-Method: wallets that break one rule each.
+Method: wallets and channels that break one rule each.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
-from processor.core.invariants import books, broken_wallets
+from processor.core.apply import apply
+from processor.core.channel import OutChannel
+from processor.core.decide import decide_move
+from processor.core.decisions import TransferReserved
+from processor.core.invariants import books, broken_channels, broken_wallets, strangers
+from processor.core.slots import SlotMap, slot_of
+from processor.core.state import ShardState
 from processor.core.wallet import Wallet, WalletStatus
-from tests.support.commands import wallet, world
+from tests.support.commands import AT_US, transfer, wallet, world
 
 
 @pytest.mark.parametrize(
@@ -48,3 +56,81 @@ def test_books_are_kept_per_currency() -> None:
     """
     wallets = [world(-5), wallet("a", 5), world(-7, "USD"), wallet("b", 6, currency="USD")]
     assert books(wallets) == {"EUR": 0, "USD": -1}
+
+
+def sending() -> ShardState:
+    """
+    Make a shard with two transfers to shard 1 on their way.
+    """
+    slots = SlotMap.undivided(0)
+    slots.assign(slot_of("bob"), 1, 1)
+    state = ShardState(0, slots)
+    state.load(wallet("alice", 100))
+    for key in ("one", "two"):
+        decision = decide_move(state, transfer("alice", "bob", 30, key=key))
+        assert isinstance(decision, TransferReserved)
+        apply(state, decision, 1, AT_US)
+    return state
+
+
+def out_of(state: ShardState) -> OutChannel:
+    return state.channels.outgoing[1]
+
+
+def test_sound_channels_are_not_named() -> None:
+    """
+    What is on its way is what is reserved.
+    """
+    assert broken_channels(sending()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda state: setattr(state.wallets["alice"], "reserved", 59),
+            "alice: something else is reserved than is on its way",
+        ),
+        (
+            lambda state: state.wallets.pop("alice"),
+            "alice: money of it is on its way, but it is not in memory",
+        ),
+        (
+            lambda state: out_of(state).reserved.update(EUR=61),
+            "channel to shard 1: its outbox has another sum than is reserved",
+        ),
+        (
+            lambda state: setattr(out_of(state), "head", 3),
+            "channel to shard 1: its outbox is not what is on its way",
+        ),
+        (
+            lambda state: setattr(out_of(state), "settled", 1),
+            "channel to shard 1: its outbox is not what is on its way",
+        ),
+        (
+            lambda state: setattr(out_of(state), "chain", bytes(16)),
+            "channel to shard 1: its outbox has another chain",
+        ),
+        (
+            lambda state: setattr(out_of(state), "settled_chain", bytes([1] * 16)),
+            "channel to shard 1: its outbox has another chain",
+        ),
+    ],
+)
+def test_broken_channel_is_named(change: Callable[[ShardState], object], words: str) -> None:
+    """
+    One broken rule gives one sentence.
+    """
+    state = sending()
+    change(state)
+    assert broken_channels(state) == [words]
+
+
+def test_a_wallet_away_from_its_slot_is_named() -> None:
+    """
+    The ledger's own wallets have no slot.
+    """
+    state = sending()
+    state.load(world(-5))
+    state.load(wallet("bob"))
+    assert strangers(state) == ["bob"]

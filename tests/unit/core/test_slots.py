@@ -51,3 +51,14 @@ def test_a_first_map_is_even(shard_count: int) -> None:
     found = Counter(slots.shard_of(f"wallet-{number}") for number in range(20_000))
     assert set(found) == set(range(shard_count))
     assert max(found.values()) - min(found.values()) < 2_000
+
+
+def test_a_slot_is_assigned_with_its_generation() -> None:
+    """
+    The others stay where they are.
+    """
+    slots = SlotMap.even(2)
+    slots.assign(7, 1, 2)
+    assert (slots.owner(7), slots.generation(7)) == (1, 2)
+    assert (slots.owner(8), slots.generation(8)) == (0, 1)
+    assert slots.slots_of(1) == [7, *range(2048, 4096)]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from processor.core.apply import apply
 from processor.core.decide import decide_move
-from processor.core.decisions import TransferPosted
+from processor.core.decisions import CarriedOutcome, TransferPosted, WalletOpened
+from processor.core.slots import slot_of
 from processor.core.state import RememberedKeys, ShardState
-from tests.support.commands import AT_US, identifier, state_of, transfer, wallet
+from tests.support.commands import AT_US, identifier, state_of, transfer, wallet, world
 
 
 def posted(key: str) -> TransferPosted:
@@ -87,6 +88,84 @@ def test_posting_counts_for_its_generation() -> None:
     assert state.keys.rotate(29) is None
 
 
+def test_outcome_from_the_tables_may_be_forgotten_at_once() -> None:
+    """
+    It may be of another journal, whose high sequence would keep its generation here for ever.
+    """
+    keys = RememberedKeys()
+    keys.load((posted("a"), 10**9, AT_US))
+    assert keys.recorded == {identifier("a"): 0}
+    keys.rotate(0)
+    assert keys.rotate(0) is not None
+    assert keys.find(identifier("a")) is None
+    assert keys.recorded == {}
+
+
+def test_outcome_from_the_tables_does_not_take_the_place_of_one_here() -> None:
+    """
+    What is in memory is as new or newer, in either generation.
+    """
+    keys = remembered(20)
+    for _ in range(2):
+        keys.load((posted("20"), 3, AT_US))
+        assert keys.find(identifier("20")) == (posted("20"), 20, AT_US)
+        assert keys.recorded == {}
+        keys.rotate(0)
+
+
+def test_key_that_was_called_back_is_as_new() -> None:
+    """
+    Wherever it was remembered.
+    """
+    keys = remembered(20)
+    keys.rotate(0)
+    keys.remember(posted("20"), 21, AT_US)
+    keys.forget(identifier("20"))
+    assert keys.find(identifier("20")) is None
+
+
+def test_outcome_that_came_counts_for_its_generation_by_its_record_here() -> None:
+    """
+    Its own sequence, low or high, says nothing of these tables.
+    """
+    for own_sequence in (1, 10**9):
+        keys = RememberedKeys()
+        decision = posted("a")
+        keys.carry(CarriedOutcome(decision, own_sequence, AT_US), 20)
+        assert keys.find(identifier("a")) == (decision, own_sequence, AT_US)
+        keys.rotate(0)
+        assert keys.rotate(19) is None
+        assert keys.rotate(20) is not None
+
+
+def test_a_wallet_leaves_memory_only_when_nothing_relies_on_it() -> None:
+    """
+    Not above the durable tables, not with money on its way, and never the ledger's own.
+    """
+    state = state_of()
+    state.tables_reach(5)
+    assert state.may_evict(wallet("alice", sequence=5))
+    assert not state.may_evict(wallet("alice", sequence=6))
+    assert not state.may_evict(world())
+    reserving = wallet("alice", 10)
+    reserving.reserved = 1
+    assert not state.may_evict(reserving)
+
+
+def test_newest_wallets_are_those_above_the_tables() -> None:
+    """
+    As the tables come nearer they are dropped; tables that fell back bring none back.
+    """
+    state = state_of()
+    for sequence, name in enumerate(("a", "b", "c"), 4):
+        apply(state, WalletOpened(name, "acme", "EUR", 0), sequence, AT_US)
+    state.tables_reach(5)
+    assert state.newest == {"c": 6}
+    state.tables_reach(4)
+    assert state.tables_at == 5
+    assert state.newest == {"c": 6}
+
+
 def test_wallet_in_memory_is_newer_than_its_row() -> None:
     """
     Loading a wallet that is here already changes nothing.
@@ -95,6 +174,17 @@ def test_wallet_in_memory_is_newer_than_its_row() -> None:
     state.load(wallet("alice", 100))
     state.load(wallet("alice", 1))
     assert state.wallets["alice"].posted == 100
+
+
+def test_row_of_a_slot_that_was_given_stays_in_the_tables() -> None:
+    """
+    Its money is not here any more. The ledger's own wallets have no slot, whatever their hash is.
+    """
+    state = ShardState(0)
+    state.given = {slot_of("alice"), slot_of("$world:0:EUR")}
+    for one in (wallet("alice", 100), wallet("bob"), world()):
+        state.load(one)
+    assert list(state.wallets) == ["bob", "$world:0:EUR"]
 
 
 def test_facts_leave_out_only_the_record() -> None:

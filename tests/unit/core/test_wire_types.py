@@ -15,11 +15,21 @@ from processor.core.amounts import AMOUNT_MAX, BALANCE_MAX
 from processor.core.commands import Command, TransferType
 from processor.core.decisions import (
     DECISION_FORMAT,
+    AnswersForgotten,
+    CarriedOutcome,
+    CarriedWallet,
     Decision,
+    DuePosting,
     EntryCredited,
+    EntryElsewhere,
     EntryRefused,
     EpochStarted,
+    SlotDelivered,
+    SlotGiven,
+    SlotsGranted,
+    SlotTaken,
     TransferPosted,
+    TransferRecalled,
     TransferRejected,
     TransferReleased,
     TransferReserved,
@@ -99,6 +109,7 @@ def test_command_within_bounds_decodes(changed: dict[str, Any]) -> None:
         {"metadata": {}},
         {"tag": 0},
         {"tag": 6},
+        {"tag": 7},
     ],
 )
 def test_command_out_of_bounds_does_not_decode(changed: dict[str, Any]) -> None:
@@ -127,6 +138,10 @@ def test_command_out_of_bounds_does_not_decode(changed: dict[str, Any]) -> None:
         ([5, "acme", "alice"], True),
         ([5, "acme", ""], False),
         ([5, "acme"], False),
+        ([6, 4095, 0], True),
+        ([6, 4096, 0], False),
+        ([6, -1, 0], False),
+        ([6, 0, -1], False),
     ],
 )
 def test_wallet_command_bounds(fields: list[Any], fits: bool) -> None:
@@ -169,6 +184,11 @@ ASKED = (
     "{}",
 )
 LINK = identifier("link")
+CARRIED = (
+    [CarriedWallet("alice", "acme", "EUR", 2, -5, 70, 3)],
+    [CarriedOutcome(TransferRejected(*ASKED, RejectReason.SOURCE_FROZEN), 9, 1_000)],
+    [DuePosting("EUR", 70, 4, 75)],
+)
 # The left column was written once; a change here is a change of the journal's meaning.
 GOLDEN: list[tuple[str, Decision]] = [
     (
@@ -230,6 +250,29 @@ GOLDEN: list[tuple[str, Decision]] = [
         "91950b0207c41043aa5f0292af9aa1e782df3b55e70d4c50",
         EntryRefused(2, 7, LINK, RejectReason.DESTINATION_CLOSED),
     ),
+    ("91950c0207c41043aa5f0292af9aa1e782df3b55e70d4c03", EntryElsewhere(2, 7, LINK, 3)),
+    ("91940d0107c410883e609a05d85c187a019cad93c12237", TransferRecalled(1, 7, identifier("t"))),
+    ("91930e00cd0fff", SlotsGranted(0, 4095)),
+    (
+        (
+            "91990f0107c41043aa5f0292af9aa1e782df3b55e70d4ccd012c029197a5616c696365a461636d65"
+            "a345555202fb460391939c0501c410883e609a05d85c187a019cad93c12237c41061f5dc14830084"
+            "d8dc2d1ebc02ef3deca461636d65a5616c696365a3626f62a345555205c0a27b7d4609cd03e89194"
+            "a345555246044b"
+        ),
+        SlotGiven(1, 7, LINK, 300, 2, *CARRIED),
+    ),
+    (
+        (
+            "9199100207c41043aa5f0292af9aa1e782df3b55e70d4ccd012c029197a5616c696365a461636d65"
+            "a345555202fb460391939c0501c410883e609a05d85c187a019cad93c12237c41061f5dc14830084"
+            "d8dc2d1ebc02ef3deca461636d65a5616c696365a3626f62a345555205c0a27b7d4609cd03e89194"
+            "a345555246044b"
+        ),
+        SlotTaken(2, 7, LINK, 300, 2, *CARRIED),
+    ),
+    ("9193110107", SlotDelivered(1, 7)),
+    ("9193120207", AnswersForgotten(2, 7)),
 ]
 
 

@@ -9,15 +9,28 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from processor.core import decide
+from processor.core import decide_channel
 from processor.core.amounts import BALANCE_MAX
 from processor.core.apply import apply
 from processor.core.channel import ChannelBroken
-from processor.core.commands import MoveMoney, SetWalletStatus
+from processor.core.commands import GiveSlot, MoveMoney, SetWalletStatus
 from processor.core.decisions import DECISION_FORMAT, EntryCredited, decode_decisions
 from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
-from processor.flow.channel_link import Entries, Greeting, OutOfOrder, new_entries, welcome
+from processor.flow.channel_link import (
+    Answers,
+    Broken,
+    Effect,
+    Entries,
+    Greeting,
+    OutgoingLink,
+    OutOfOrder,
+    Welcome,
+    decode_effect,
+    encode,
+    new_entries,
+    welcome,
+)
 from processor.flow.frames import ChannelFull, Pending, Posted, Rejected, Result, WalletRefused
 from tests.support.commands import AT_US, MERCHANT, deposit, open_wallet, transfer
 from tests.support.shard_net import ShardNet, names_on
@@ -154,7 +167,7 @@ def test_a_side_that_was_set_back_is_noticed(net: ShardNet, set_back: int) -> No
         pay(net, PAYEE, key)
         net.settle()
     shard = net.shards[set_back]
-    del shard.journal[1:]  # The wallets alone are left.
+    del shard.journal[2:]  # The slots and wallets alone are left.
     net.crash(set_back, written=False)
 
     with pytest.raises(ChannelBroken, match="one side was set back"):
@@ -221,6 +234,93 @@ def test_entries_with_another_chain_are_not_taken(net: ShardNet) -> None:
     assert channel.cursor == 0
 
 
+def test_entries_that_settle_what_was_not_answered_are_not_taken(net: ShardNet) -> None:
+    """
+    A source can have settled only what came from here: one side was set back.
+    """
+    pay(net, PAYEE, "one")
+    net.commit(0)
+    said = net.sent[-1][2]
+    channel = net.shards[1].state.channels.of(0)
+    with pytest.raises(ChannelBroken, match="it has settled 1, here it is at 0"):
+        new_entries(channel, Entries(said.entries, said.chain, 1))
+
+
+def test_answers_to_what_was_not_sent_are_a_contradiction(net: ShardNet) -> None:
+    """
+    Nothing is settled that is not durable here.
+    """
+    pay(net, PAYEE, "one")
+    net.commit(0)
+    pay(net, PAYEE, "in memory only")
+    link = net.shards[0].links[1]
+    assert link.take_answers(Answers(1, [0])) == [0]
+    with pytest.raises(ChannelBroken, match="more than the 1 entries"):
+        link.take_answers(Answers(1, [0, 0]))
+
+
+def test_forgetting_answers_is_journaled(net: ShardNet) -> None:
+    """
+    A shard that begins again has forgotten what it had forgotten, and records nothing for nothing.
+    """
+    pay(net, NOBODY, "refused")
+    net.settle()
+    assert net.shards[1].state.channels.of(0).refused == {1: RejectReason.DESTINATION_UNKNOWN}
+    pay(net, PAYEE, "next")
+    net.settle()
+    assert net.shards[1].state.channels.of(0).refused == {}
+    records = len(net.shards[1].journal)
+    net.crash(1, written=True)
+    assert net.shards[1].state.channels.of(0).refused == {}
+    net.settle()
+    assert len(net.shards[1].journal) == records
+
+
+def test_an_answer_is_forgotten_by_a_greeting_too(net: ShardNet) -> None:
+    """
+    A channel on which nothing more is sent keeps nothing for ever.
+    """
+    pay(net, NOBODY, "refused")
+    net.settle()
+    net.cut(0, 1)
+    net.settle()
+    assert net.shards[1].state.channels.of(0).refused == {}
+
+
+def test_the_window_moves_with_the_answers(net: ShardNet) -> None:
+    """
+    As many as were answered may follow, also on a new connection.
+    """
+    for number in range(5):
+        pay(net, PAYEE, f"pay {number}", 1)
+    net.commit(0)
+    link = OutgoingLink(net.shards[0].state.channels.to(1), 2)
+    link.take_welcome(Welcome(0, bytes(16), []))
+    first = link.next_entries()
+    assert first is not None
+    assert [entry.number for entry in first.entries] == [1, 2]
+    assert link.next_entries() is None
+    shard = net.shards[0]
+    shard.batch.add_answers(shard.state, 1, link.take_answers(Answers(1, [0])))
+    second = link.next_entries()
+    assert second is not None
+    assert [entry.number for entry in second.entries] == [3]
+
+
+def test_what_peers_say_survives_the_wire(net: ShardNet) -> None:
+    """
+    Each word comes back as it was, entries of both kinds included.
+    """
+    pay(net, PAYEE, "one")
+    net.ask(0, [GiveSlot(7, 1)])
+    net.settle()
+    words: list[Effect] = [said for _, _, said in net.sent]
+    words += [Greeting(0, 1, bytes(16), 2), Welcome(1, bytes(16), [0, -3])]
+    words += [Answers(1, [0, 30]), Broken("why")]
+    for word in words:
+        assert decode_effect(encode(word)) == word
+
+
 def test_an_entry_too_early_ends_the_connection(net: ShardNet) -> None:
     """
     A gap is never skipped.
@@ -238,12 +338,16 @@ def test_a_full_channel_takes_nothing_new(net: ShardNet, monkeypatch: pytest.Mon
     """
     With the peer away, memory is bounded: what is over is not recorded and may be tried again.
     """
-    monkeypatch.setattr(decide, "ENTRIES_PENDING_MAX", 2)
+    monkeypatch.setattr(decide_channel, "ENTRIES_PENDING_MAX", 2)
     net.cut(0, 1)
     for number in range(3):
         pay(net, PAYEE, f"pay {number}")
     net.commit(0)
-    assert [type(results[0]) for _, results in net.replies[-3:]] == [Pending, Pending, ChannelFull]
+    assert [type(results[0]) for _, results, _ in net.replies[-3:]] == [
+        Pending,
+        Pending,
+        ChannelFull,
+    ]
     assert isinstance(outcome(net, payment(PAYEE, "pay 2")), Pending)
     assert isinstance(outcome(net, payment(PAYEE, "pay 2")), Posted)
     assert posted(net) == (70, 30)
