@@ -20,6 +20,7 @@ from configs.currencies import CURRENCY_EXPONENTS
 from processor.flow.frames import FRAME_BYTES_MAX, FRAME_COMMANDS_MAX
 
 ENVIRONMENT_PREFIX = "MILIANO_"
+SHARDS_MAX = 256  # At the first start; more can be placed later.
 
 
 class SettingsError(Exception):
@@ -38,15 +39,27 @@ class ClusterSettings(Section, frozen=True, kw_only=True):
     data_dir: str = ".miliano"
     socket_dir: str = ""  # Empty: chosen at start; Unix socket paths are short.
     runtime: Literal["ray", "process"] = "ray"
+    shards: int = 0  # At the first start; 0: one for every four cores, at least one.
     ray_address: str = ""  # Empty: a one-node Ray of our own.
     secret: str = ""  # Empty: one is made and kept in the data folder.
     shard_host: str = ""  # Empty: Unix sockets; an address: TCP on it.
 
 
 class PostgresSettings(Section, frozen=True, kw_only=True):
-    dsn: str = ""  # Empty: the embedded server in the data folder.
+    # Empty: the embedded server in the data folder. Several, with spaces between them: shards are
+    # spread over all, and the first has the catalog too.
+    dsn: str = ""
+    embedded_databases: int = 1  # Of the embedded server; shards are spread over them.
     binary_dir: str = ""
     durability: Literal["local", "quorum"] = "local"
+
+    @property
+    def dsns(self) -> list[str]:
+        return self.dsn.split()
+
+    @property
+    def catalog_dsn(self) -> str:
+        return self.dsns[0] if self.dsn else ""
 
 
 class ShardSettings(Section, frozen=True, kw_only=True):
@@ -57,6 +70,8 @@ class ShardSettings(Section, frozen=True, kw_only=True):
     lag_records_max: int = 20_000
     lag_commands_max: int = 1_000_000
     append_stuck_ms: int = 5_000
+    entries_in_flight_max: int = 8_000  # Sent to one peer and not answered.
+    witness_ms: int = 1_000  # How often the other databases are told how far the journal is.
 
 
 class WriteBehindSettings(Section, frozen=True, kw_only=True):
@@ -80,6 +95,7 @@ class GatewaySettings(Section, frozen=True, kw_only=True):
     page_size_max: int = 1_000
     frames_in_flight_max: int = 8
     queued_commands_max: int = 50_000
+    settlement_wait_ms: int = 250  # For a transfer to another shard, before it is told as pending.
 
 
 class PayoutSettings(Section, frozen=True, kw_only=True):
@@ -153,6 +169,18 @@ def check_relations(settings: Settings) -> None:
     """
     shard, gateway = settings.shard, settings.gateway
     rules = [
+        (
+            0 <= settings.cluster.shards <= SHARDS_MAX,
+            f"cluster.shards must be at most {SHARDS_MAX}; 0 is by the number of cores",
+        ),
+        (
+            settings.postgres.embedded_databases >= 1,
+            "postgres.embedded_databases must be at least 1",
+        ),
+        (
+            min(shard.entries_in_flight_max, shard.witness_ms) >= 1,
+            "shard.entries_in_flight_max and shard.witness_ms must be at least 1",
+        ),
         (
             gateway.batch_transfers_max <= shard.batch_commands_max,
             "gateway.batch_transfers_max must not exceed shard.batch_commands_max",

@@ -18,7 +18,9 @@ from gateway.cli.progress import Advance, progress
 from gateway.cli.tables import facts, table
 
 if TYPE_CHECKING:
-    from processor.storage.verification import Progress, Verdict
+    from rich.table import Table
+
+    from processor.storage.audit import Progress, Verdict
 
 
 def register(app: typer.Typer) -> None:
@@ -29,12 +31,12 @@ def verify(session: Session) -> Outcome:
     """
     Work the books out again from the journal and compare every table; 1 when something differs.
     """
-    dsn = session.database()
+    dsns = session.database().split()
     with database_errors(), progress(session, "verifying") as advance:
         # Late: it reads the database's driver.
         from processor.storage import verification
 
-        verdict = asyncio.run(verification.verify(dsn, progress=_adding_up(advance)))
+        verdict = asyncio.run(verification.verify(dsns, progress=_adding_up(advance)))
     code = ExitCode.OK if verdict.balanced else ExitCode.DIFFERENCE
     return Outcome(verdict, _shown(verdict), code)
 
@@ -56,15 +58,12 @@ def _shown(verdict: Verdict) -> Group:
         ("journal records", verdict.records),
         ("transfers posted", verdict.transfers_posted),
         ("transfers rejected", verdict.transfers_rejected),
+        ("on their way", verdict.pending or None),
         ("wallets", verdict.wallets),
     ]
-    books = [
-        (currency, amount_text(sums.customers, currency), amount_text(sums.world, currency))
-        for currency, sums in verdict.currencies.items()
-    ]
     parts = [facts(rows)]
-    if books:
-        parts.append(table(["currency", "in wallets>", "outside>"], books))
+    if verdict.currencies:
+        parts.append(_books(verdict))
     if verdict.balanced:
         return Group(*parts, "[bold green]books balanced[/]")
     differences = [
@@ -73,3 +72,14 @@ def _shown(verdict: Verdict) -> Group:
     columns = ["table", "key", "field", "the journal says", "the table says"]
     shown = table(columns, differences)
     return Group(*parts, "[bold red]the books differ; the first of each table:[/]", shown)
+
+
+def _books(verdict: Verdict) -> Table:
+    columns = ["currency", "in wallets>", "outside>"]
+    if any(sums.due for sums in verdict.currencies.values()):
+        columns.append("between shards>")
+    rows = []
+    for currency, sums in verdict.currencies.items():
+        amounts = (sums.customers, sums.world, sums.due)[: len(columns) - 1]
+        rows.append([currency, *(amount_text(amount, currency) for amount in amounts)])
+    return table(columns, rows)

@@ -1,48 +1,37 @@
 """
-What the tables and the journal's tail tell: wallets, entries, transfers, how far they are.
+What the tables of all databases tell together: wallets, entries, transfers, how far they are.
 
-Rule 1: a wallet's entries are its transfers in the order of its own versions, from both sides.
-        Pages go by version, never by offset, so they are stable while entries are added.
-Rule 2: a transfer that is durable is found, projected or not. A look into the tables after one
-        into the tail closes the gap between them.
-Rule 3: system wallets are the ledger's own; they do not leave this module by name.
-Every method raises StoreUnavailable when Postgres did not answer in time.
+Rule 1: a wallet's entries are its transfers in the order of its own versions, from both sides
+        and from every shard it has been at. Pages go by version, never by offset, so they are
+        stable while entries are added. Versions are dense; a page that a version is missing
+        from says so (`is_whole`), and is not to be shown.
+Rule 2: a transfer that is durable is found, projected or not (see `transfer_search`).
+Rule 3: system wallets are the ledger's own; they do not leave this floor by name.
+Rule 4: a wallet that moves may have a row at both shards for a moment: the one with the higher
+        version is the later one. Or none: then its shard knows.
+Every method raises StoreUnavailable when a database it needs did not answer in time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, islice
+from typing import TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
 
-from processor.core.decisions import TransferPosted, TransferRejected, decode_decisions
 from processor.core.wallet import is_system_wallet
 from processor.flow.ports import StoreUnavailable
+from processor.storage import transfer_search
 from processor.storage.connection import create_pool
-from processor.storage.shard_store import PROJECTION, STORE_ERRORS
+from processor.storage.recovery_view import PROJECTION
+from processor.storage.session import STORE_ERRORS
+from processor.storage.transfer_search import TransferFound
 
 _ALL_VERSIONS = 2**63 - 1
-
-_TRANSFER = """
-    SELECT transfers.*, (extract(epoch FROM at) * 1000000)::bigint AS at_us,
-           source.merchant_id AS source_merchant_id,
-           destination.merchant_id AS destination_merchant_id
-      FROM transfers
-      LEFT JOIN wallets AS source ON source.wallet_id = transfers.source
-      LEFT JOIN wallets AS destination ON destination.wallet_id = transfers.destination
-     WHERE transfer_id = $1
-"""
-
-# An id stands in its record as 16 plain bytes, so the server finds the record by itself.
-_TAIL = """
-    SELECT record.shard_id, record.sequence, record.at_us, record.format, record.payload
-      FROM shard
-      LEFT JOIN watermark ON watermark.shard_id = shard.shard_id AND projection = $2
-      JOIN journal AS record ON record.shard_id = shard.shard_id
-           AND record.sequence > coalesce(watermark.sequence, 0)
-     WHERE position($1::bytea IN record.payload) > 0
-"""
 
 _OWNERS = "SELECT wallet_id, merchant_id FROM wallets WHERE wallet_id = ANY($1)"
 
@@ -54,12 +43,13 @@ _ENTRY_COLUMNS = """
 _ENTRIES = """
     SELECT * FROM (
         (SELECT source_version AS version, true AS is_debit, source_balance AS balance,
-                destination AS counterparty, {columns}
+                coalesce(counterparty, destination) AS counterparty, {columns}
            FROM transfers
           WHERE source = $1 AND source_version > $2 AND source_version < $3
           ORDER BY source_version {order} LIMIT $4)
         UNION ALL
-        (SELECT destination_version, false, destination_balance, source, {columns}
+        (SELECT destination_version, false, destination_balance,
+                coalesce(counterparty, source), {columns}
            FROM transfers
           WHERE destination = $1 AND destination_version > $2 AND destination_version < $3
           ORDER BY destination_version {order} LIMIT $4)
@@ -70,14 +60,17 @@ _ENTRIES_OLDEST_FIRST = _ENTRIES.format(columns=_ENTRY_COLUMNS, order="ASC")
 _ENTRIES_NEWEST_FIRST = _ENTRIES.format(columns=_ENTRY_COLUMNS, order="DESC")
 
 _WALLETS = """
-    SELECT wallets.wallet_id, wallets.merchant_id, wallets.currency, wallets.status,
+    SELECT DISTINCT ON (wallets.wallet_id)
+           wallets.wallet_id, wallets.merchant_id, wallets.currency, wallets.status,
            wallets.minimum, wallets.posted, wallets.version, wallets.shard_id,
-           coalesce(watermark.sequence, 0) AS sequence
+           coalesce(watermark.sequence, 0) AS sequence, wallets.opened_at
       FROM wallets
       LEFT JOIN watermark ON watermark.shard_id = wallets.shard_id AND projection = $1
+     WHERE {which}
+     ORDER BY wallets.wallet_id, wallets.version DESC, wallets.opened_at DESC LIMIT {limit}
 """
-_WALLET = _WALLETS + " WHERE wallet_id = $2"
-_WALLET_PAGE = _WALLETS + " WHERE merchant_id = $2 AND wallet_id > $3 ORDER BY wallet_id LIMIT $4"
+_WALLET = _WALLETS.format(which="wallet_id = $2", limit="1")
+_WALLET_PAGE = _WALLETS.format(which="merchant_id = $2 AND wallet_id > $3", limit="$4")
 
 _WATERMARKS = "SELECT shard_id, sequence FROM watermark WHERE projection = $1"
 
@@ -128,38 +121,6 @@ class EntryRow(msgspec.Struct, frozen=True, gc=False):
     at_us: int
 
 
-class TransferSide(msgspec.Struct, frozen=True, gc=False):
-    """
-    One wallet of a transfer, with its owner, and the balance and version after it.
-    """
-
-    wallet_id: str
-    merchant_id: str | None
-    balance: int | None
-    version: int | None
-
-
-class TransferFound(msgspec.Struct, frozen=True, gc=False):
-    """
-    A transfer from the tables or the tail. A side is None when it is outside; `reason` is None
-    when it was posted. `merchant_id` asked for it.
-    """
-
-    transfer_id: bytes
-    transfer_type: int
-    reason: int | None
-    merchant_id: str
-    source: TransferSide | None
-    destination: TransferSide | None
-    currency: str
-    amount: int
-    reference: str | None
-    metadata: str | None
-    shard_id: int
-    sequence: int
-    at_us: int
-
-
 class ShardProgress(msgspec.Struct, frozen=True, gc=False):
     """
     A shard's row, the end of its journal, and how far its tables have come.
@@ -173,55 +134,91 @@ class ShardProgress(msgspec.Struct, frozen=True, gc=False):
     projected_sequence: int
 
 
-class History:
+class Progress(msgspec.Struct, frozen=True):
     """
-    Reads on a pool of its own, each of which ends within *timeout_ms*.
+    The shards of the databases that answered, and how many others there are.
     """
 
-    def __init__(self, pool: asyncpg.Pool[asyncpg.Record], timeout_ms: int) -> None:
-        self._pool = pool
+    shards: list[ShardProgress]
+    databases_down: int
+
+
+class TransferSearch(msgspec.Struct, frozen=True):
+    """
+    The views of one transfer, the source's first. `missing` is why some databases were not
+    asked: what is found is true all the same, but there may be more.
+    """
+
+    found: list[TransferFound]
+    missing: StoreUnavailable | None
+
+
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+Rows: TypeAlias = "Sequence[asyncpg.Record]"
+T = TypeVar("T")
+
+
+class History:
+    """
+    Reads every database, on pools of its own; each read ends within *timeout_ms*.
+    """
+
+    def __init__(self, pools: Sequence[Pool], timeout_ms: int) -> None:
+        self._pools = pools
         self._timeout_s = timeout_ms / 1000
 
     @classmethod
-    async def open(cls, dsn: str, *, connections_max: int, timeout_ms: int) -> History:
+    async def open(cls, dsns: Sequence[str], *, connections_max: int, timeout_ms: int) -> History:
         """
-        Open the pool; raises what `connect` raises.
+        Open a pool for each database; raises what `connect` raises.
         """
-        pool = await create_pool(
-            dsn,
-            application_name="miliano/history",
-            size_max=connections_max,
-            # Only reads run here, so that cutting one short leaves nothing in doubt.
-            server_settings={
-                "statement_timeout": str(timeout_ms),
-                "default_transaction_read_only": "on",
-            },
-        )
-        return cls(pool, timeout_ms)
+        pools: list[Pool] = []
+        try:
+            for dsn in dsns:
+                pool = await create_pool(
+                    dsn,
+                    application_name="miliano/history",
+                    size_max=connections_max,
+                    # Only reads run here, so that cutting one short leaves nothing in doubt.
+                    server_settings={
+                        "statement_timeout": str(timeout_ms),
+                        "default_transaction_read_only": "on",
+                    },
+                )
+                pools.append(pool)
+        except BaseException:
+            for pool in pools:
+                pool.terminate()
+            raise
+        return cls(pools, timeout_ms)
 
     def close(self) -> None:
-        self._pool.terminate()
+        for pool in self._pools:
+            pool.terminate()
 
     async def wallet(self, wallet_id: str) -> WalletRow | None:
         """
         Read one wallet as of the watermark.
         """
-        rows = await self._fetch(_WALLET, PROJECTION, wallet_id)
-        return WalletRow(*rows[0]) if rows else None
+        pages = await self._fetch_all(_WALLET, PROJECTION, wallet_id)
+        return next(_latest(pages), None)
 
     async def wallets_of(self, merchant_id: str, *, after: str, limit: int) -> list[WalletRow]:
         """
         Read a merchant's wallets in the order of their ids, from behind *after* on.
         """
-        rows = await self._fetch(_WALLET_PAGE, PROJECTION, merchant_id, after, limit)
-        return [WalletRow(*row) for row in rows]
+        pages = await self._fetch_all(_WALLET_PAGE, PROJECTION, merchant_id, after, limit)
+        return list(islice(_latest(pages), limit))
 
     async def entries_after(self, wallet_id: str, version: int, limit: int) -> list[EntryRow]:
         """
         Read the entries above *version*, oldest first.
         """
-        rows = await self._fetch(_ENTRIES_OLDEST_FIRST, wallet_id, version, _ALL_VERSIONS, limit)
-        return [_entry(row) for row in rows]
+        pages = await self._fetch_all(
+            _ENTRIES_OLDEST_FIRST, wallet_id, version, _ALL_VERSIONS, limit
+        )
+        entries = [_entry(row) for rows in pages for row in rows]
+        return sorted(entries, key=lambda entry: entry.version)[:limit]
 
     async def entries_before(
         self, wallet_id: str, version: int | None, limit: int
@@ -230,55 +227,122 @@ class History:
         Read the entries below *version*, or the last ones, newest first.
         """
         below = _ALL_VERSIONS if version is None else min(version, _ALL_VERSIONS)
-        rows = await self._fetch(_ENTRIES_NEWEST_FIRST, wallet_id, 0, below, limit)
-        return [_entry(row) for row in rows]
+        pages = await self._fetch_all(_ENTRIES_NEWEST_FIRST, wallet_id, 0, below, limit)
+        entries = [_entry(row) for rows in pages for row in rows]
+        return sorted(entries, key=lambda entry: -entry.version)[:limit]
 
-    async def transfer(self, transfer_id: bytes) -> TransferFound | None:
+    async def transfer(self, transfer_id: bytes) -> TransferSearch:
         """
-        Find a transfer that is durable; None means only that it is not so far.
+        Find a transfer that is durable; nothing found means only that it is not so far.
         """
-        return (
-            await self._projected_transfer(transfer_id)
-            or await self._tail_transfer(transfer_id)
-            # It may have been projected between the two looks.
-            or await self._projected_transfer(transfer_id)
+        looks = await asyncio.gather(
+            *(self._search(pool, transfer_id) for pool in self._pools), return_exceptions=True
         )
+        found, missing = _answers(looks)
+        views = [view for views in found for view in views]
+        owners = await self._owners(transfer_search.wallets_of(views))
+        views = [transfer_search.with_owners(view, owners) for view in views]
+        views.sort(key=lambda view: view.is_credit)
+        return TransferSearch(views, missing[0] if missing else None)
 
     async def watermarks(self) -> dict[int, int]:
         """
         Read how far the tables of each shard have come.
         """
-        return {row[0]: row[1] for row in await self._fetch(_WATERMARKS, PROJECTION)}
+        pages = await self._fetch_all(_WATERMARKS, PROJECTION)
+        return {row[0]: row[1] for rows in pages for row in rows}
 
-    async def shards(self) -> list[ShardProgress]:
+    async def shards(self) -> Progress:
         """
-        Read every shard's row and progress.
+        Read every shard's row and progress, as far as the databases answer.
         """
-        return [ShardProgress(*row) for row in await self._fetch(_SHARDS, PROJECTION)]
+        looks = await asyncio.gather(
+            *(self._fetch(pool, _SHARDS, PROJECTION) for pool in self._pools),
+            return_exceptions=True,
+        )
+        pages, missing = _answers(looks)
+        shards = [ShardProgress(*row) for rows in pages for row in rows]
+        shards.sort(key=lambda shard: shard.shard_id)
+        return Progress(shards, len(missing))
 
-    async def _projected_transfer(self, transfer_id: bytes) -> TransferFound | None:
-        rows = await self._fetch(_TRANSFER, transfer_id)
-        return _projected(rows[0]) if rows else None
+    async def _owners(self, wallet_ids: list[str]) -> dict[str, str]:
+        if not wallet_ids:
+            return {}
+        looks = await asyncio.gather(
+            *(self._fetch(pool, _OWNERS, wallet_ids) for pool in self._pools),
+            return_exceptions=True,
+        )
+        pages, _ = _answers(looks)
+        return {row[0]: row[1] for rows in pages for row in rows}
 
-    async def _tail_transfer(self, transfer_id: bytes) -> TransferFound | None:
-        for row in await self._fetch(_TAIL, transfer_id, PROJECTION):
-            for decision in decode_decisions(row["payload"], row["format"]):
-                if (
-                    isinstance(decision, TransferPosted | TransferRejected)
-                    and decision.transfer_id == transfer_id
-                ):
-                    wallet_ids = [decision.source, decision.destination]
-                    owners = await self._fetch(_OWNERS, wallet_ids)
-                    return _not_projected(decision, row, {row[0]: row[1] for row in owners})
-        return None
-
-    async def _fetch(self, sql: str, *arguments: object) -> Sequence[asyncpg.Record]:
+    async def _search(self, pool: Pool, transfer_id: bytes) -> list[TransferFound]:
         try:
-            async with self._pool.acquire(timeout=self._timeout_s) as connection:
-                rows: Sequence[asyncpg.Record] = await connection.fetch(sql, *arguments)
+            async with pool.acquire(timeout=self._timeout_s) as connection:
+                return await transfer_search.search(connection, transfer_id)
+        except STORE_ERRORS as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+    async def _fetch_all(self, sql: str, *arguments: object) -> list[Rows]:
+        """
+        Ask every database at once; what one of them lacks would be missing without a trace.
+        """
+        if len(self._pools) == 1:
+            return [await self._fetch(self._pools[0], sql, *arguments)]
+        return await asyncio.gather(*(self._fetch(pool, sql, *arguments) for pool in self._pools))
+
+    async def _fetch(self, pool: Pool, sql: str, *arguments: object) -> Rows:
+        try:
+            async with pool.acquire(timeout=self._timeout_s) as connection:
+                rows: Rows = await connection.fetch(sql, *arguments)
                 return rows
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+def is_whole(
+    entries: Sequence[EntryRow], *, after: int | None, before: int | None, known: int, limit: int
+) -> bool:
+    """
+    Say whether a page lacks no version: between its rows, before the first or behind the last.
+
+    *known* is the wallet's version as the tables or its shard tell it. Shards are projected
+    independently, so that what a wallet did before it moved can come later than what it did
+    after.
+    """
+    versions = [entry.version for entry in entries]
+    if after is not None:
+        last = after + limit if len(versions) == limit else max(known, after, *versions)
+        return versions == list(range(after + 1, last + 1))
+    first = max(known, *versions, 0)
+    if before is not None:
+        first = min(before - 1, first)
+    last = max(0, first - limit)
+    return versions == list(range(first, last, -1))
+
+
+def _latest(pages: Iterable[Rows]) -> Iterator[WalletRow]:
+    """
+    Merge pages in the order of ids, and of each wallet's rows yield the latest.
+    """
+    merged = heapq.merge(*pages, key=lambda row: row["wallet_id"])
+    for _, rows in groupby(merged, key=lambda row: row["wallet_id"]):
+        latest = max(rows, key=lambda row: (row["version"], row["opened_at"]))
+        yield WalletRow(*latest[:-1])
+
+
+def _answers(looks: Iterable[T | BaseException]) -> tuple[list[T], list[StoreUnavailable]]:
+    """
+    Part what was answered from what was not; raises the first other error.
+    """
+    answers, missing = [], []
+    for look in looks:
+        if isinstance(look, StoreUnavailable):
+            missing.append(look)
+        elif isinstance(look, BaseException):
+            raise look
+        else:
+            answers.append(look)
+    return answers, missing
 
 
 def _entry(row: asyncpg.Record) -> EntryRow:
@@ -286,68 +350,3 @@ def _entry(row: asyncpg.Record) -> EntryRow:
     if entry.counterparty is not None and is_system_wallet(entry.counterparty):
         return msgspec.structs.replace(entry, counterparty=None)
     return entry
-
-
-def _side(
-    wallet_id: str, merchant_id: str | None, balance: int | None, version: int | None
-) -> TransferSide | None:
-    if is_system_wallet(wallet_id):
-        return None
-    return TransferSide(wallet_id, merchant_id, balance, version)
-
-
-def _projected(row: asyncpg.Record) -> TransferFound:
-    return TransferFound(
-        row["transfer_id"],
-        row["type"],
-        row["reason"],
-        row["merchant_id"],
-        _side(
-            row["source"], row["source_merchant_id"], row["source_balance"], row["source_version"]
-        ),
-        _side(
-            row["destination"],
-            row["destination_merchant_id"],
-            row["destination_balance"],
-            row["destination_version"],
-        ),
-        row["currency"],
-        row["amount"],
-        row["reference"],
-        row["metadata"],
-        row["shard_id"],
-        row["sequence"],
-        row["at_us"],
-    )
-
-
-def _not_projected(
-    decision: TransferPosted | TransferRejected, row: asyncpg.Record, owners: Mapping[str, str]
-) -> TransferFound:
-    source = (decision.source, owners.get(decision.source))
-    destination = (decision.destination, owners.get(decision.destination))
-    if isinstance(decision, TransferPosted):
-        reason = None
-        source_side = _side(*source, decision.source_balance, decision.source_version)
-        destination_side = _side(
-            *destination, decision.destination_balance, decision.destination_version
-        )
-    else:
-        reason = decision.reason
-        source_side = _side(*source, None, None)
-        destination_side = _side(*destination, None, None)
-    return TransferFound(
-        decision.transfer_id,
-        decision.transfer_type,
-        reason,
-        decision.merchant_id,
-        source_side,
-        destination_side,
-        decision.currency,
-        decision.amount,
-        decision.reference,
-        decision.metadata,
-        row["shard_id"],
-        row["sequence"],
-        row["at_us"],
-    )

@@ -17,7 +17,7 @@ from processor.flow.ports import StoreUnavailable
 from processor.storage import api_keys
 from processor.storage.api_keys import ApiKey, Scope
 from processor.storage.connection import Connection, create_pool
-from processor.storage.shard_store import STORE_ERRORS
+from processor.storage.session import STORE_ERRORS
 
 CONNECTIONS_MAX = 4
 

@@ -2,20 +2,47 @@
 The in-memory twin of the shard store, for tests that need no server.
 
 It keeps the same promises as Postgres, and one suite holds both to them. What Postgres would
-keep lives in `MemoryDatabase`; a `MemoryShardStore` is one owner's view of it.
+keep lives in `MemoryDatabase`; a `MemoryShardStore` is one owner's view of it. `MemoryCatalog`
+and `MemoryCluster` are the same for what shards know of one another.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
+from msgspec.structs import replace
+
 from processor.core.apply import apply
-from processor.core.decisions import decode_decisions
+from processor.core.decisions import (
+    Decision,
+    SlotDelivered,
+    SlotGiven,
+    SlotsGranted,
+    SlotTaken,
+    TransferRecalled,
+    TransferReleased,
+    TransferReserved,
+    TransferSettled,
+    decode_decisions,
+)
 from processor.core.record import GENESIS_CHAIN, Record
+from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap, slot_of
 from processor.core.state import Remembered, ShardState
-from processor.core.wallet import Wallet
-from processor.flow.ports import AppendInDoubt, Fenced, ShardHalted, StoreUnavailable
+from processor.core.wallet import Wallet, is_system_wallet
+from processor.flow.ports import (
+    AppendInDoubt,
+    ChainAt,
+    Fenced,
+    InEnd,
+    OutEnd,
+    PendingRow,
+    SetBack,
+    ShardHalted,
+    ShardSnapshot,
+    SlotRow,
+    StoreUnavailable,
+)
 
 
 class MemoryDatabase:
@@ -32,11 +59,17 @@ class MemoryDatabase:
         self.halted_for: str | None = None
         self.endpoint: tuple[str, int] | None = None
         self.journal: list[Record] = []
-        self.watermark = 0
-        self.tables = ShardState(shard_id)
-        self._flushed_watermark = 0
+        self.witness: dict[int, tuple[int, bytes]] = {}  # Of others: sequence, chain.
         self.available = True
         self.fail_next_append: str | None = None
+        self._flushed_watermark = 0
+        self._empty_tables()
+
+    def _empty_tables(self) -> None:
+        self.watermark = 0
+        self.tables = ShardState(self.shard_id, SlotMap.undivided(NOWHERE))
+        self.slots: dict[int, SlotRow] = {}
+        self.pending: dict[tuple[int, int], PendingRow] = {}  # By peer and number.
 
     def project(self, records_max: int | None = None) -> int:
         """
@@ -46,8 +79,32 @@ class MemoryDatabase:
         for record in behind:
             for decision in decode_decisions(record.payload, record.format):
                 apply(self.tables, decision, record.sequence, record.at_us)
+                self._note(decision, record)
             self.watermark = record.sequence
         return len(behind)
+
+    def _note(self, decision: Decision, record: Record) -> None:
+        """
+        Keep what a state of the core does not say in this way: rows of slots and of what is
+        on its way.
+        """
+        match decision:
+            case SlotsGranted(first, last):
+                for slot in range(first, last + 1):
+                    self.slots[slot] = SlotRow(slot, 1, None, None)
+            case SlotTaken():
+                self.slots[decision.slot] = SlotRow(
+                    decision.slot, decision.generation, decision.peer, None
+                )
+            case SlotGiven():
+                had = self.slots[decision.slot]
+                self.slots[decision.slot] = replace(had, given_to=decision.peer)
+        match decision:
+            case TransferReserved() | SlotGiven():
+                row = PendingRow(decision, record.sequence, record.at_us)
+                self.pending[decision.peer, decision.number] = row
+            case TransferSettled() | TransferReleased() | TransferRecalled() | SlotDelivered():
+                del self.pending[decision.peer, decision.number]
 
     def add(self, record: Record) -> None:
         """
@@ -61,19 +118,20 @@ class MemoryDatabase:
         """
         Lose what was committed without waiting for the disk: the tables fall back.
         """
-        flushed, self.watermark = self._flushed_watermark, 0
-        self.tables = ShardState(self.shard_id)
+        flushed = self._flushed_watermark
+        self._empty_tables()
         self.project(flushed)
 
 
 class MemoryShardStore:
     """
-    Keeps the promises of `ShardStore` in memory.
+    Keeps the promises of `ShardStore` in memory; *others* are the other shards' rows.
     """
 
-    def __init__(self, database: MemoryDatabase) -> None:
+    def __init__(self, database: MemoryDatabase, others: Sequence[MemoryDatabase] = ()) -> None:
         self.epoch = 0
         self._database = database
+        self._others = others
         self._connected = False
 
     async def take_over(self, *, build: str) -> int:  # noqa: ARG002
@@ -136,14 +194,48 @@ class MemoryShardStore:
         self._reach()
         return _copies(self._database.tables, wallet_ids)
 
-    async def load_keys(self, keys: Iterable[bytes]) -> list[Remembered]:
+    async def load_slot(self, slot: int) -> list[Wallet]:
         self._reach()
-        found = (self._database.tables.keys.find(key) for key in keys)
-        return [remembered for remembered in found if remembered is not None]
+        names = [
+            name
+            for name in self._database.tables.wallets
+            if slot_of(name) == slot and not is_system_wallet(name)
+        ]
+        return _copies(self._database.tables, names)
 
-    async def key_pages(self) -> AsyncIterator[list[bytes]]:
+    async def load_keys(
+        self, keys: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Remembered]:
+        found = {}
+        asked = list(keys)
+        for known in self._known_keys(everywhere=everywhere):
+            found.update({key: known[key] for key in asked if key in known})
+        return list(found.values())
+
+    async def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
+        for known in self._known_keys(everywhere=everywhere):
+            yield list(known)
+
+    def _known_keys(self, *, everywhere: bool) -> list[dict[bytes, Remembered]]:
+        """
+        List the outcomes in the tables; what is still on its way has none.
+        """
+        databases = [self._database, *self._others] if everywhere else [self._database]
+        if not all(database.available for database in databases):
+            raise StoreUnavailable("a database is down")
+        return [
+            {
+                key: remembered
+                for key, remembered in database.tables.keys.young.items()
+                if not isinstance(remembered[0], TransferReserved)
+            }
+            for database in databases
+        ]
+
+    async def chain_at(self, sequence: int) -> bytes | None:
         self._reach()
-        yield list(self._database.tables.keys.young)
+        found = self._database.journal[sequence - 1 : sequence] if sequence else []
+        return found[0].chain if found else None
 
     async def read_watermark(self) -> int:
         self._reach()
@@ -183,9 +275,10 @@ class MemoryRecoveryView:
 
     def __init__(self, database: MemoryDatabase) -> None:
         self._tail = database.journal[database.watermark :]
-        self._tables = ShardState(database.shard_id)
-        for wallet in _copies(database.tables, database.tables.wallets):
-            self._tables.load(wallet)
+        self._wallets = {
+            wallet.wallet_id: wallet for wallet in _copies(database.tables, database.tables.wallets)
+        }
+        self._snapshot = self._snapshot_of(database)
         self.watermark = database.watermark
         self.watermark_chain = GENESIS_CHAIN
         self.watermark_at_us = 0
@@ -201,7 +294,125 @@ class MemoryRecoveryView:
             yield record
 
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
-        return _copies(self._tables, wallet_ids)
+        return [self._wallets[name] for name in wallet_ids if name in self._wallets]
+
+    async def load_snapshot(self) -> ShardSnapshot:
+        return self._snapshot
+
+    def _snapshot_of(self, database: MemoryDatabase) -> ShardSnapshot:
+        channels = database.tables.channels
+        pending = [database.pending[place] for place in sorted(database.pending)]
+        sources = {
+            row.decision.source for row in pending if isinstance(row.decision, TransferReserved)
+        }
+        return ShardSnapshot(
+            slots=[database.slots[slot] for slot in sorted(database.slots)],
+            outgoing=[
+                OutEnd(peer, end.head, end.chain, end.settled, end.settled_chain)
+                for peer, end in sorted(channels.outgoing.items())
+                if end.head
+            ],
+            incoming=[
+                InEnd(peer, end.cursor, end.chain, dict(end.refused))
+                for peer, end in sorted(channels.incoming.items())
+                if end.cursor
+            ],
+            pending=pending,
+            wallets=[
+                wallet
+                for name, wallet in self._wallets.items()
+                if is_system_wallet(name) or name in sources
+            ],
+        )
+
+
+class MemoryCatalog:
+    """
+    What shards know of one another: the first slots of each, and where each slot was last seen.
+    """
+
+    def __init__(self, databases: Sequence[MemoryDatabase]) -> None:
+        self.databases = {database.shard_id: database for database in databases}
+        self.available = True
+        self.slots = SlotMap.undivided(NOWHERE)
+        self.first_slots: dict[int, tuple[int, int]] = {}
+        even = SlotMap.even(len(databases))
+        for number, database in enumerate(databases):
+            slots = even.slots_of(number)
+            self.first_slots[database.shard_id] = (slots[0], slots[-1])
+            for slot in slots:
+                self.slots.assign(slot, database.shard_id, 1)
+
+    def place(self, database: MemoryDatabase) -> None:
+        """
+        Add a shard that begins without slots.
+        """
+        self.databases[database.shard_id] = database
+
+
+class MemoryCluster:
+    """
+    Keeps the promises of `ShardCluster` in memory; each shard has a database of its own.
+    """
+
+    def __init__(self, catalog: MemoryCatalog, shard_id: int) -> None:
+        self._catalog = catalog
+        self._shard_id = shard_id
+        self._database = catalog.databases[shard_id]
+
+    async def first_slots(self) -> tuple[int, int] | None:
+        self._reach()
+        return self._catalog.first_slots.get(self._shard_id)
+
+    async def slot_map(self) -> SlotMap:
+        self._reach()
+        slots = self._catalog.slots
+        return SlotMap(
+            [slots.owner(slot) for slot in range(SLOT_COUNT)],
+            [slots.generation(slot) for slot in range(SLOT_COUNT)],
+        )
+
+    async def note_slots(self, taken: Iterable[tuple[int, int]]) -> None:
+        self._reach()
+        for slot, generation in taken:
+            if self._catalog.slots.generation(slot) < generation:
+                self._catalog.slots.assign(slot, self._shard_id, generation)
+
+    async def check_witness(self, sequence: int, chain_at: ChainAt) -> None:
+        for database in self._others():
+            seen, chain = database.witness.get(self._shard_id, (0, b""))
+            if seen > sequence:
+                raise SetBack(f"shard {self._shard_id}: seen at {seen}, it ends at {sequence}")
+            if seen and await chain_at(seen) != chain:
+                raise SetBack(f"shard {self._shard_id}: another record at {seen}")
+
+    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> None:  # noqa: ARG002
+        for database in self._others():
+            if database.witness.get(self._shard_id, (0, b""))[0] < sequence:
+                database.witness[self._shard_id] = (sequence, chain)
+
+    async def halt_peers(self, reason: str) -> None:
+        own = self._database.tables.channels
+        peers = own.outgoing.keys() | own.incoming.keys()
+        for database in self._others():
+            channels = database.tables.channels
+            has_channel = self._shard_id in channels.outgoing.keys() | channels.incoming.keys()
+            if (database.shard_id in peers or has_channel) and database.halted_for is None:
+                database.halted_for = reason
+                database.endpoint = None
+
+    async def close(self) -> None:
+        """
+        Nothing is held.
+        """
+
+    def _others(self) -> list[MemoryDatabase]:
+        databases = self._catalog.databases.values()
+        return [one for one in databases if one is not self._database and one.available]
+
+    def _reach(self) -> None:
+        if not self._catalog.available:
+            raise StoreUnavailable("the catalog is down")
 
 
 def _copies(tables: ShardState, wallet_ids: Iterable[str]) -> list[Wallet]:

@@ -28,7 +28,7 @@ import msgspec
 from processor.flow.payout_file import OnInvalid, RowCode, decode_page
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import Connection, Durability, committed, connect, create_pool
-from processor.storage.shard_store import STORE_ERRORS
+from processor.storage.session import STORE_ERRORS
 
 UNFINISHED_MAX = 1_000
 CONNECTIONS_MAX = 6

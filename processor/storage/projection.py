@@ -3,38 +3,30 @@ Write-behind: the journal, told again as tables.
 
 Rule 1: one transaction moves the watermark by compare-and-set and writes the rows. Two
         projections of one shard exclude each other, and a crash repeats nothing.
-Rule 2: balances are absolute, taken from the decisions; each touched wallet is written once a
-        round. No state is kept here, so nothing can drift.
+Rule 2: balances are absolute, taken from the decisions; each touched row is written once a
+        round (see `projection_round.py`). No state is kept here, so nothing can drift.
 Rule 3: every record's link in the hash chain is checked: a second pair of eyes on each batch.
         A broken one halts the shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 import msgspec
 
 from configs.settings import WriteBehindSettings
-from processor.core.decisions import (
-    Decision,
-    EpochStarted,
-    TransferPosted,
-    TransferRejected,
-    WalletLimitsSet,
-    WalletOpened,
-    WalletStatusSet,
-    decode_decisions,
-)
-from processor.core.record import GENESIS_CHAIN, BrokenChain, Record, check_link
-from processor.core.wallet import WalletStatus
+from processor.core.record import GENESIS_CHAIN, BrokenChain, check_link
 from processor.storage.connection import committed, connect, given_up_on
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
-from processor.storage.shard_store import PROJECTION
+from processor.storage.projection_round import Round
+from processor.storage.recovery_view import PROJECTION
 
+# A machine that stops in the middle of a round must not keep its successor from the rows. The round
+# is never idle for so long by itself, and nothing of it is in doubt: the watermark tells.
+_LETS_GO = {"idle_in_transaction_session_timeout": "5s"}
 STEP_S_MAX = 30.0  # Far more than the largest round takes: the session has fallen silent.
 
 TRANSFER_COLUMNS = (
@@ -58,29 +50,99 @@ TRANSFER_COLUMNS = (
     "metadata",
 )
 
+# A transfer across shards has one more: the wallet at the other shard.
+CROSSED_COLUMNS = (*TRANSFER_COLUMNS, "counterparty")
+
+_REMOVE_WALLETS = "DELETE FROM wallets WHERE shard_id = $1 AND wallet_id = ANY($2::text[])"
+
 _OPEN_WALLETS = """
-    INSERT INTO wallets (wallet_id, shard_id, merchant_id, currency, status, minimum, posted,
-                         version, opened_at)
-    SELECT * FROM unnest($1::text[], $2::int[], $3::text[], $4::text[], $5::smallint[],
-                         $6::bigint[], $7::bigint[], $8::bigint[], $9::timestamptz[])
+    INSERT INTO wallets (shard_id, wallet_id, merchant_id, currency, status, minimum, posted,
+                         version, opened_at, slot)
+    SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[],
+                             $7::bigint[], $8::bigint[], $9::timestamptz[], $10::int[])
 """
 
+# Each names the shard: a wallet on its way between two shards of one database has a row of each.
 _MOVE_BALANCES = """
     UPDATE wallets SET posted = moved.posted, version = moved.version
-      FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS moved (wallet_id, posted, version)
-     WHERE wallets.wallet_id = moved.wallet_id
+      FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS moved (wallet_id, posted, version)
+     WHERE wallets.wallet_id = moved.wallet_id AND wallets.shard_id = $1
 """
 
 _SET_STATUSES = """
     UPDATE wallets SET status = changed.status
-      FROM unnest($1::text[], $2::smallint[]) AS changed (wallet_id, status)
-     WHERE wallets.wallet_id = changed.wallet_id
+      FROM unnest($2::text[], $3::smallint[]) AS changed (wallet_id, status)
+     WHERE wallets.wallet_id = changed.wallet_id AND wallets.shard_id = $1
 """
 
 _SET_MINIMUMS = """
     UPDATE wallets SET minimum = changed.minimum
-      FROM unnest($1::text[], $2::bigint[]) AS changed (wallet_id, minimum)
-     WHERE wallets.wallet_id = changed.wallet_id
+      FROM unnest($2::text[], $3::bigint[]) AS changed (wallet_id, minimum)
+     WHERE wallets.wallet_id = changed.wallet_id AND wallets.shard_id = $1
+"""
+
+_TAKE_PENDING = """
+    DELETE FROM pending_entries
+     USING unnest($2::int[], $3::bigint[]) AS settled (peer, number)
+     WHERE shard_id = $1 AND pending_entries.peer = settled.peer
+       AND pending_entries.number = settled.number
+    RETURNING decision
+"""
+
+_ADD_PENDING = """
+    INSERT INTO pending_entries (shard_id, peer, number, sequence, at_us, transfer_id, decision)
+    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::uuid[],
+                             $7::bytea[])
+"""
+
+# Both ends of a channel only ever move forward, so an end that did not move comes as zero.
+_MOVE_OUT = """
+    INSERT INTO channels_out AS own (shard_id, peer, head, chain, settled, settled_chain)
+    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bytea[])
+    ON CONFLICT (shard_id, peer) DO UPDATE SET
+        head = greatest(own.head, excluded.head),
+        chain = CASE WHEN excluded.head > own.head THEN excluded.chain ELSE own.chain END,
+        settled = greatest(own.settled, excluded.settled),
+        settled_chain = CASE WHEN excluded.settled > own.settled
+                             THEN excluded.settled_chain ELSE own.settled_chain END
+"""
+
+_MOVE_IN = """
+    INSERT INTO channels_in (shard_id, peer, cursor, chain)
+    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::bytea[])
+    ON CONFLICT (shard_id, peer) DO UPDATE SET cursor = excluded.cursor, chain = excluded.chain
+"""
+
+_FORGET_ANSWERS = """
+    DELETE FROM channel_answers
+     USING unnest($2::int[], $3::bigint[]) AS settled (peer, number)
+     WHERE shard_id = $1 AND channel_answers.peer = settled.peer
+       AND channel_answers.number <= settled.number
+"""
+
+_ADD_ANSWERS = """
+    INSERT INTO channel_answers (shard_id, peer, number, answer)
+    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::int[])
+"""
+
+_GIVE_SLOTS = """
+    UPDATE slots SET given_to = given.peer
+      FROM unnest($2::int[], $3::int[]) AS given (slot, peer)
+     WHERE shard_id = $1 AND slots.slot = given.slot
+"""
+
+_SET_SLOTS = """
+    INSERT INTO slots (shard_id, slot, generation, taken_from, given_to)
+    SELECT $1, * FROM unnest($2::int[], $3::int[], $4::int[], $5::int[])
+    ON CONFLICT (shard_id, slot) DO UPDATE SET generation = excluded.generation,
+        taken_from = excluded.taken_from, given_to = excluded.given_to
+"""
+
+_CARRY_OUTCOMES = """
+    INSERT INTO carried_outcomes (shard_id, key, sequence, outcome)
+    SELECT $1, * FROM unnest($2::uuid[], $3::bigint[], $4::bytea[])
+    ON CONFLICT (shard_id, key) DO UPDATE SET sequence = excluded.sequence,
+        outcome = excluded.outcome
 """
 
 _MOVE_WATERMARK = """
@@ -111,118 +173,6 @@ class WatermarkMoved(Exception):
     """
 
 
-class Round:
-    """
-    What a run of records means for the tables.
-    """
-
-    def __init__(self) -> None:
-        self.transfers: list[tuple[Any, ...]] = []
-        self.opened: dict[str, tuple[int, WalletOpened, datetime]] = {}
-        self.balances: dict[str, tuple[int, int]] = {}  # Wallet: posted, version.
-        self.statuses: dict[str, int] = {}
-        self.minimums: dict[str, int] = {}
-        self.command_count = 0
-
-    def add(self, record: Record) -> None:
-        """
-        Take in one record, in order.
-        """
-        at = datetime.fromtimestamp(record.at_us // 1_000_000, UTC).replace(
-            microsecond=record.at_us % 1_000_000
-        )
-        decisions = decode_decisions(record.payload, record.format)
-        self.command_count += len(decisions)
-        for decision in decisions:
-            if isinstance(decision, TransferPosted):
-                self._add_posted(decision, record, at)
-            else:
-                self._add_other(decision, record, at)
-
-    def _add_posted(self, decision: TransferPosted, record: Record, at: datetime) -> None:
-        self.balances[decision.source] = (decision.source_balance, decision.source_version)
-        self.balances[decision.destination] = (
-            decision.destination_balance,
-            decision.destination_version,
-        )
-        self.transfers.append(
-            (
-                decision.transfer_id,
-                record.shard_id,
-                record.sequence,
-                at,
-                decision.transfer_type,
-                None,
-                decision.merchant_id,
-                decision.key,
-                decision.source,
-                decision.source_version,
-                decision.source_balance,
-                decision.destination,
-                decision.destination_version,
-                decision.destination_balance,
-                decision.currency,
-                decision.amount,
-                decision.reference,
-                decision.metadata,
-            )
-        )
-
-    def _add_other(self, decision: Decision, record: Record, at: datetime) -> None:
-        match decision:
-            case TransferRejected():
-                self.transfers.append(
-                    (
-                        decision.transfer_id,
-                        record.shard_id,
-                        record.sequence,
-                        at,
-                        decision.transfer_type,
-                        decision.reason,
-                        decision.merchant_id,
-                        decision.key,
-                        decision.source,
-                        None,
-                        None,
-                        decision.destination,
-                        None,
-                        None,
-                        decision.currency,
-                        decision.amount,
-                        decision.reference,
-                        decision.metadata,
-                    )
-                )
-            case WalletOpened():
-                self.opened[decision.wallet_id] = (record.shard_id, decision, at)
-            case WalletStatusSet(wallet_id, status):
-                self.statuses[wallet_id] = status
-            case WalletLimitsSet(wallet_id, minimum):
-                self.minimums[wallet_id] = minimum
-            case EpochStarted():
-                pass
-            case _:
-                raise ValueError(f"{type(decision).__name__} has no table yet")
-
-    def opened_rows(self) -> Iterator[tuple[Any, ...]]:
-        """
-        Yield a row for each new wallet, as it is at the end of the round.
-        """
-        for wallet_id, (shard_id, opened, at) in self.opened.items():
-            posted, version = self.balances.pop(wallet_id, (0, 0))
-            yield (
-                wallet_id,
-                shard_id,
-                opened.merchant_id,
-                opened.currency,
-                self.statuses.pop(wallet_id, WalletStatus.OPEN),
-                self.minimums.pop(wallet_id, opened.minimum),
-                posted,
-                version,
-                at,
-            )
-
-
 class Projection:
     """
     Moves the tables of one shard behind its journal; one connection.
@@ -246,7 +196,7 @@ class Projection:
             self._dsn,
             application_name=f"miliano/write-behind-{self.shard_id}",
             # Derived and atomic with its watermark, so losing the last moment costs nothing.
-            server_settings={"synchronous_commit": "off"},
+            server_settings={"synchronous_commit": "off", **_LETS_GO},
         )
         self._connection = connection
         with given_up_on(connection, STEP_S_MAX):
@@ -321,27 +271,61 @@ class Projection:
             )
             if tag != "UPDATE 1":
                 raise WatermarkMoved(f"not at {self.watermark} any more")
+            if round_.settlements:
+                settled = await connection.fetch(
+                    _TAKE_PENDING, self.shard_id, *_columns(sorted(round_.settlements))
+                )
+                round_.take_pending(row["decision"] for row in settled)
             if round_.transfers:
                 await connection.copy_records_to_table(
                     "transfers", records=round_.transfers, columns=TRANSFER_COLUMNS
                 )
-            await self._write_wallets(connection, round_)
+            if round_.crossed:
+                await connection.copy_records_to_table(
+                    "transfers", records=round_.crossed, columns=CROSSED_COLUMNS
+                )
+            await self._write_wallets(round_)
+            await self._write_slots(round_)
+            await self._write_channels(round_)
 
-    async def _write_wallets(self, connection: asyncpg.Connection[Any], round_: Round) -> None:
-        opened = list(round_.opened_rows())
-        if opened:
-            await connection.execute(_OPEN_WALLETS, *_columns(opened))
-        if round_.balances:
-            # In key order, so that neighbours share pages and two rounds lock alike.
-            moved = sorted((name, *balance) for name, balance in round_.balances.items())
-            tag = await connection.execute(_MOVE_BALANCES, *_columns(moved))
-            if tag != f"UPDATE {len(moved)}":
-                raise BrokenChain(f"shard {self.shard_id}: {tag} of {len(moved)} wallets")
-        if round_.statuses:
-            await connection.execute(_SET_STATUSES, *_columns(sorted(round_.statuses.items())))
-        if round_.minimums:
-            await connection.execute(_SET_MINIMUMS, *_columns(sorted(round_.minimums.items())))
+    async def _write_wallets(self, round_: Round) -> None:
+        # First: a wallet that left and came back has a new row.
+        left = [(wallet_id,) for wallet_id in sorted(round_.left)]
+        await self._change(_REMOVE_WALLETS, left, each=True)
+        await self._change(_OPEN_WALLETS, list(round_.opened_rows()))
+        # In key order, so that neighbours share pages and two rounds lock alike.
+        moved = sorted((name, *balance) for name, balance in round_.balances.items())
+        await self._change(_MOVE_BALANCES, moved, each=True)
+        await self._change(_SET_STATUSES, sorted(round_.statuses.items()))
+        await self._change(_SET_MINIMUMS, sorted(round_.minimums.items()))
+
+    async def _write_slots(self, round_: Round) -> None:
+        await self._change(_GIVE_SLOTS, sorted(round_.given.items()), each=True)
+        await self._change(_SET_SLOTS, [(slot, *row) for slot, row in round_.slots.items()])
+        carried = [(key, *outcome) for key, outcome in sorted(round_.carried.items())]
+        await self._change(_CARRY_OUTCOMES, carried)
+
+    async def _write_channels(self, round_: Round) -> None:
+        await self._change(_ADD_PENDING, list(round_.pending_rows()))
+        await self._change(_MOVE_OUT, list(round_.out_rows()))
+        await self._change(_MOVE_IN, [(peer, *end) for peer, end in round_.cursors.items()])
+        await self._change(_FORGET_ANSWERS, list(round_.forgotten.items()))
+        answers = [(*place, answer) for place, answer in round_.answers.items()]
+        await self._change(_ADD_ANSWERS, answers)
+
+    async def _change(
+        self, statement: str, rows: Sequence[tuple[Any, ...]], *, each: bool = False
+    ) -> None:
+        """
+        Run *statement* over *rows*, if any; with *each* it has to find one row for each.
+        """
+        if not rows:
+            return
+        assert self._connection is not None, "open first"
+        tag = await self._connection.execute(statement, self.shard_id, *_columns(rows))
+        if each and tag.rpartition(" ")[2] != str(len(rows)):
+            raise BrokenChain(f"shard {self.shard_id}: {tag} of {len(rows)} rows")
 
 
-def _columns(rows: list[tuple[Any, ...]]) -> list[list[Any]]:
+def _columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)]

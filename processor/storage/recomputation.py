@@ -20,9 +20,8 @@ array that starts with its tag:
     5 transfer rejected  as 4 up to metadata, then the reason
     6 epoch started      build
 
-The types are 1 transfer, 2 deposit and 3 withdrawal. Wallets that start with `$` are the
-ledger's own; `$world:<shard>:<currency>` stands for all money outside and alone may be negative
-without a limit.
+The types are 1 transfer, 2 deposit and 3 withdrawal. What happens between shards is 7 to 18, see
+`recomputed_ends`; the ledger's own wallets are in `recomputed_wallets`.
 """
 
 from __future__ import annotations
@@ -35,17 +34,41 @@ from typing import Any
 
 import msgspec
 
+from processor.storage.recomputed_between import TransferRow, fold_between
+from processor.storage.recomputed_ends import (
+    CREDITED,
+    FIELD_COUNTS,
+    RELEASED,
+    SETTLED,
+    ShardEnds,
+)
+from processor.storage.recomputed_ends import GRANTED as SLOTS_GRANTED
+from processor.storage.recomputed_wallets import (
+    AMOUNT_MAX,
+    BALANCE,
+    BALANCE_MAX,
+    CURRENCY,
+    MERCHANT,
+    MINIMUM,
+    RESERVED,
+    SLOT,
+    STATUS,
+    VERSION,
+    Contradiction,
+    check_system_wallet,
+    due_wallet_id,
+    slot_of,
+)
+
 FORMAT = 1
-AMOUNT_MAX = 2**53 - 1
-BALANCE_MAX = 2**63 - 1
 GENESIS = bytes(32)
 
 OPENED, STATUS_SET, LIMITS_SET, POSTED, REJECTED, EPOCH_STARTED = range(1, 7)
 TRANSFER, DEPOSIT, WITHDRAWAL = TYPES = (1, 2, 3)
 CLOSED = 4
 
-# Where a wallet's facts stand, in the order of the columns of `wallets`.
-MERCHANT, CURRENCY, STATUS, MINIMUM, BALANCE, VERSION, OPENED_AT = range(7)
+# Where a transfer's id stands in each decision that means a row of `transfers`.
+_PLACE_OF_ID = {POSTED: 2, REJECTED: 2, SETTLED: 3, RELEASED: 3, CREDITED: 4}
 
 _HEADER = struct.Struct(">IQQQIH")
 _EPOCH_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -54,9 +77,13 @@ _decode = msgspec.msgpack.Decoder().decode
 
 def transfer_ids(payload: bytes) -> set[bytes]:
     """
-    Name the transfers of a payload that was folded before.
+    Name the transfers that a payload which was folded before has rows for.
     """
-    return {decision[2] for decision in _decode(payload) if decision[0] in {POSTED, REJECTED}}
+    return {
+        decision[_PLACE_OF_ID[decision[0]]]
+        for decision in _decode(payload)
+        if decision[0] in _PLACE_OF_ID
+    }
 
 
 class Unsound(Exception):
@@ -74,7 +101,11 @@ class Unsound(Exception):
 
 class ShardBooks:
     """
-    The wallets of one shard as the journal, up to `sequence`, makes them.
+    The books of one shard as the journal, up to `sequence`, makes them.
+
+    `carried` has the outcomes that came with slots, under their keys: the sequence of the record
+    that took them, and the outcome in msgpack. `claims` are outcomes that left with slots and are
+    still to be compared with what the tables say of them; the reader takes them away.
     """
 
     def __init__(self, shard_id: int) -> None:
@@ -84,10 +115,15 @@ class ShardBooks:
         self.epoch = 0
         self.at_us = 0
         self.wallets: dict[str, list[Any]] = {}
+        self.ends = ShardEnds(shard_id)
+        self.carried: dict[bytes, tuple[int, bytes]] = {}
+        self.claims: list[list[Any]] = []
+        self.recalled: dict[bytes, list[Any]] = {}  # In this record, and not decided anew yet.
         self.posted_count = 0
         self.rejected_count = 0
+        self._wallets_by_slot: dict[int, set[str]] | None = None  # Made for the first that leaves.
 
-    def fold(self, row: Sequence[Any]) -> list[tuple[Any, ...]]:
+    def fold(self, row: Sequence[Any]) -> list[TransferRow]:
         """
         Take in the next journal row and return the rows of `transfers` it means.
 
@@ -96,29 +132,33 @@ class ShardBooks:
         """
         sequence, epoch, at_us, count, decision_format, chain, payload = row
         key = f"shard {self.shard_id}, sequence {sequence}"
-        self._check_header(key, row)
         try:
+            self._check_header(row)
             decisions = _decode(payload)
             if len(decisions) != count:
-                raise Unsound(key, "count", len(decisions), count)
+                raise Contradiction("count", len(decisions), count)
             transfers = self._fold_decisions(decisions, sequence, epoch, at_us)
-        except (ValueError, TypeError, IndexError, OverflowError) as error:
+        except Contradiction as error:
+            raise Unsound(key, error.field, error.expected, error.found) from error
+        except (ValueError, TypeError, LookupError, OverflowError, AttributeError) as error:
             raise Unsound(key, "payload", f"format {decision_format}", str(error)) from error
         self.sequence, self.epoch, self.at_us, self.chain = sequence, epoch, at_us, chain
         return transfers
 
-    def sums(self) -> dict[str, tuple[int, int]]:
+    def sums(self) -> dict[str, tuple[int, int, int]]:
         """
-        Sum the balances per currency: of the customers, and of the ledger's own wallets.
+        Sum the balances per currency: of the customers, of the world, of what others are due.
         """
-        sums: dict[str, tuple[int, int]] = {}
+        sums: dict[str, tuple[int, int, int]] = {}
         for wallet_id, wallet in self.wallets.items():
-            customers, own = sums.get(wallet[CURRENCY], (0, 0))
-            if wallet_id.startswith("$"):
-                own += wallet[BALANCE]
-            else:
+            customers, world, due = sums.get(wallet[CURRENCY], (0, 0, 0))
+            if wallet_id[0] != "$":
                 customers += wallet[BALANCE]
-            sums[wallet[CURRENCY]] = (customers, own)
+            elif wallet_id.startswith("$world:"):
+                world += wallet[BALANCE]
+            else:
+                due += wallet[BALANCE]
+            sums[wallet[CURRENCY]] = (customers, world, due)
         return sums
 
     def check_end(self) -> None:
@@ -126,40 +166,131 @@ class ShardBooks:
         Check what must hold of the books as a whole; raises Unsound.
         """
         for wallet_id, wallet in self.wallets.items():
+            available = wallet[BALANCE] - wallet[RESERVED]
             is_world = wallet_id.startswith("$world:")
-            if wallet[BALANCE] < wallet[MINIMUM] and not is_world:
-                raise Unsound(wallet_id, "balance", f"{wallet[MINIMUM]} or more", wallet[BALANCE])
-            if wallet[STATUS] == CLOSED and wallet[BALANCE] != 0:
+            if available < wallet[MINIMUM] and not is_world:
+                raise Unsound(wallet_id, "balance", f"{wallet[MINIMUM]} or more", available)
+            if wallet[STATUS] == CLOSED and (wallet[BALANCE] or wallet[RESERVED]):
                 raise Unsound(wallet_id, "balance of a closed wallet", 0, wallet[BALANCE])
-        for currency, (customers, own) in self.sums().items():
-            if customers + own != 0:
-                raise Unsound(f"shard {self.shard_id}", f"sum of {currency}", 0, customers + own)
+        for currency, sums in self.sums().items():
+            if sum(sums) != 0:
+                raise Unsound(f"shard {self.shard_id}", f"sum of {currency}", 0, sum(sums))
+        self._check_reserved()
+        self._check_dues()
 
-    def _check_header(self, key: str, row: Sequence[Any]) -> None:
+    def add_wallet(
+        self, wallet_id: str, merchant_id: str, currency: str, minimum: int, at: datetime
+    ) -> list[Any]:
+        """
+        Put a new, empty wallet into the books.
+        """
+        slot = slot_of(wallet_id)
+        wallet = [merchant_id, currency, 1, minimum, 0, 0, at, slot, 0]
+        self.wallets[wallet_id] = wallet
+        if self._wallets_by_slot is not None and wallet_id[0] != "$":
+            self._wallets_by_slot.setdefault(slot, set()).add(wallet_id)
+        return wallet
+
+    def wallets_of_slot(self, slot: int) -> set[str]:
+        """
+        Name the customers' wallets of a slot.
+        """
+        if self._wallets_by_slot is None:
+            self._wallets_by_slot = {}
+            for wallet_id, wallet in self.wallets.items():
+                if wallet_id[0] != "$":
+                    self._wallets_by_slot.setdefault(wallet[SLOT], set()).add(wallet_id)
+        return self._wallets_by_slot.setdefault(slot, set())
+
+    def check_asked(self, decision: list[Any]) -> None:
+        """
+        Check what every decision on a transfer begins with; raises Contradiction.
+        """
+        kind, transfer_id, key, amount = decision[1], decision[2], decision[3], decision[8]
+        if kind not in TYPES:
+            raise Contradiction("type", "1, 2 or 3", kind)
+        # Not in functions of their own: this is once for every transfer there is.
+        if type(transfer_id) is not bytes or len(transfer_id) != 16:
+            raise Contradiction("transfer_id", "16 bytes", transfer_id)
+        if type(key) is not bytes or len(key) != 16:
+            raise Contradiction("key", "16 bytes", key)
+        if type(amount) is not int or not 1 <= amount <= AMOUNT_MAX:
+            raise Contradiction("amount", f"1 to {AMOUNT_MAX}", amount)
+
+    def decide_anew(self, decision: list[Any]) -> None:
+        """
+        Note that a transfer is decided; one that was recalled must be as it was asked for.
+        """
+        asked = self.recalled.pop(decision[2], None)
+        if asked is not None and asked[1:11] != decision[1:11]:
+            raise Contradiction("recalled transfer", asked[1:11], decision[1:11])
+
+    def row(
+        self,
+        decision: list[Any],
+        sequence: int,
+        at: datetime,
+        *,
+        reason: int | None = None,
+        counterparty: str | None = None,
+    ) -> TransferRow:
+        """
+        Make the row of `transfers` of a decision that is laid out as 4, or as 5 with a reason.
+        """
+        _, kind, transfer_id, key, merchant_id, source_id, destination_id = decision[:7]
+        after = decision[11:15] if reason is None else [None] * 4
+        return (
+            *(transfer_id, self.shard_id, sequence, at, kind, reason, merchant_id, key),
+            *(source_id, *after[:2], destination_id, *after[2:]),
+            *(*decision[7:11], counterparty),
+        )
+
+    def _check_reserved(self) -> None:
+        reserved: dict[str, int] = {}
+        for decision in self.ends.pending_transfers():
+            reserved[decision[5]] = reserved.get(decision[5], 0) + decision[8]
+        for wallet_id, wallet in self.wallets.items():
+            if wallet[RESERVED] != reserved.pop(wallet_id, 0):
+                raise Unsound(wallet_id, "reserved", "what is on its way", wallet[RESERVED])
+        if reserved:
+            raise Unsound(min(reserved), "wallet with money on its way", "one that is here", None)
+
+    def _check_dues(self) -> None:
+        dues: dict[str, int] = {}
+        for sign, ends in ((1, self.ends.outgoing), (-1, self.ends.incoming)):
+            for peer, end in ends.items():
+                for currency, amount in end.moved.items():
+                    due_id = due_wallet_id(self.shard_id, peer, currency)
+                    dues[due_id] = dues.get(due_id, 0) + sign * amount
+        for wallet_id, wallet in self.wallets.items():
+            if wallet_id.startswith("$due:") and wallet[BALANCE] != dues.get(wallet_id, 0):
+                raise Unsound(wallet_id, "balance", dues.get(wallet_id, 0), wallet[BALANCE])
+
+    def _check_header(self, row: Sequence[Any]) -> None:
         sequence, epoch, at_us, count, decision_format, chain, payload = row
         if sequence != self.sequence + 1:
-            raise Unsound(key, "sequence", self.sequence + 1, sequence)
+            raise Contradiction("sequence", self.sequence + 1, sequence)
         if decision_format != FORMAT:
-            raise Unsound(key, "format", FORMAT, decision_format)
+            raise Contradiction("format", FORMAT, decision_format)
         if epoch < max(self.epoch, 1):
-            raise Unsound(key, "epoch", f"{max(self.epoch, 1)} or more", epoch)
+            raise Contradiction("epoch", f"{max(self.epoch, 1)} or more", epoch)
         if at_us <= self.at_us:
-            raise Unsound(key, "at_us", f"more than {self.at_us}", at_us)
+            raise Contradiction("at_us", f"more than {self.at_us}", at_us)
         try:
             header = _HEADER.pack(self.shard_id, sequence, epoch, at_us, count, decision_format)
         except struct.error as error:
-            raise Unsound(key, "header", "numbers in range", str(error)) from error
+            raise Contradiction("header", "numbers in range", str(error)) from error
         expected = blake2b(self.chain + header + payload, digest_size=32).digest()
         if chain != expected:
-            raise Unsound(key, "chain", expected, chain)
+            raise Contradiction("chain", expected, chain)
 
     def _fold_decisions(
         self, decisions: list[Any], sequence: int, epoch: int, at_us: int
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[TransferRow]:
         at = _EPOCH_OF_TIME + timedelta(microseconds=at_us)
         transfers = []
         if sequence == 1 and decisions[0][0] != EPOCH_STARTED:
-            raise self._unsound(sequence, "first decision", EPOCH_STARTED, decisions[0][0])
+            raise Contradiction("first decision", EPOCH_STARTED, decisions[0][0])
         for position, decision in enumerate(decisions):
             tag = decision[0]
             if tag == POSTED:
@@ -169,14 +300,23 @@ class ShardBooks:
             elif tag == EPOCH_STARTED:
                 (_, _build) = decision
                 if position != 0:
-                    raise self._unsound(sequence, "place of the epoch's start", 0, position)
+                    raise Contradiction("place of the epoch's start", 0, position)
                 if epoch <= self.epoch:
-                    raise self._unsound(sequence, "epoch", f"more than {self.epoch}", epoch)
+                    raise Contradiction("epoch", f"more than {self.epoch}", epoch)
+            elif tag in FIELD_COUNTS:
+                if tag == SLOTS_GRANTED and decisions[0][0] != EPOCH_STARTED:
+                    raise Contradiction("slots granted", "in the record of an epoch's start", tag)
+                row = fold_between(self, decision, sequence, at, at_us)
+                if row is not None:
+                    transfers.append(row)
             else:
-                self._fold_wallet(decision, sequence, at)
+                self._fold_wallet(decision, at)
+        if self.recalled:
+            recalled = min(self.recalled)
+            raise Contradiction("recalled transfer", "decided anew in its record", recalled)
         return transfers
 
-    def _fold_posted(self, decision: list[Any], sequence: int, at: datetime) -> tuple[Any, ...]:
+    def _fold_posted(self, decision: list[Any], sequence: int, at: datetime) -> TransferRow:
         (
             _,
             kind,
@@ -194,49 +334,47 @@ class ShardBooks:
             destination_version,
             destination_balance,
         ) = decision
-        self._check_asked(sequence, decision)
+        self.check_asked(decision)
         source = self.wallets.get(source_id)
         destination = self.wallets.get(destination_id)
         if source is None:
-            raise self._unsound(sequence, "source", "a wallet opened before", source_id)
+            raise Contradiction("source", "a wallet opened before", source_id)
         if destination is None or destination is source:
-            raise self._unsound(sequence, "destination", "another open wallet", destination_id)
+            raise Contradiction("destination", "another open wallet", destination_id)
         if source[CURRENCY] != currency or destination[CURRENCY] != currency:
-            raise self._unsound(sequence, "currency", source[CURRENCY], currency)
+            raise Contradiction("currency", source[CURRENCY], currency)
         owner = destination if kind == DEPOSIT else source
         if owner[MERCHANT] != merchant_id:
-            raise self._unsound(sequence, "merchant", owner[MERCHANT], merchant_id)
+            raise Contradiction("merchant", owner[MERCHANT], merchant_id)
         # Only a deposit takes from the world, only a withdrawal gives to it.
-        if (source_id[0] == "$") != (kind == DEPOSIT):
-            raise self._unsound(sequence, "source of this type", f"type {kind}", source_id)
-        if (destination_id[0] == "$") != (kind == WITHDRAWAL):
-            raise self._unsound(
-                sequence, "destination of this type", f"type {kind}", destination_id
-            )
+        if source_id[0] == "$" if kind != DEPOSIT else source_id[:7] != "$world:":
+            raise Contradiction("source of this type", f"type {kind}", source_id)
+        if destination_id[0] == "$" if kind != WITHDRAWAL else destination_id[:7] != "$world:":
+            raise Contradiction("destination of this type", f"type {kind}", destination_id)
 
         balance = source[BALANCE] - amount
         if source_balance != balance:
-            raise self._unsound(sequence, "source_balance", balance, source_balance)
-        if balance < source[MINIMUM] and kind != DEPOSIT:
-            minimum = f"{source[MINIMUM]} or more"
-            raise self._unsound(sequence, "source_balance", minimum, balance)
+            raise Contradiction("source_balance", balance, source_balance)
+        if balance - source[RESERVED] < source[MINIMUM] and kind != DEPOSIT:
+            minimum = f"{source[MINIMUM]} or more, and {source[RESERVED]} reserved"
+            raise Contradiction("source_balance", minimum, balance)
         source[BALANCE] = balance
         balance = destination[BALANCE] + amount
         if destination_balance != balance:
-            raise self._unsound(sequence, "destination_balance", balance, destination_balance)
+            raise Contradiction("destination_balance", balance, destination_balance)
         if balance > BALANCE_MAX:
-            raise self._unsound(sequence, "destination_balance", f"<= {BALANCE_MAX}", balance)
+            raise Contradiction("destination_balance", f"<= {BALANCE_MAX}", balance)
         destination[BALANCE] = balance
 
         source[VERSION] += 1
         if source_version != source[VERSION]:
-            raise self._unsound(sequence, "source_version", source[VERSION], source_version)
+            raise Contradiction("source_version", source[VERSION], source_version)
         destination[VERSION] += 1
         if destination_version != destination[VERSION]:
-            raise self._unsound(
-                sequence, "destination_version", destination[VERSION], destination_version
-            )
+            raise Contradiction("destination_version", destination[VERSION], destination_version)
         self.posted_count += 1
+        if self.recalled:
+            self.decide_anew(decision)
         return (
             transfer_id,
             self.shard_id,
@@ -256,9 +394,10 @@ class ShardBooks:
             amount,
             reference,
             metadata,
+            None,
         )
 
-    def _fold_rejected(self, decision: list[Any], sequence: int, at: datetime) -> tuple[Any, ...]:
+    def _fold_rejected(self, decision: list[Any], sequence: int, at: datetime) -> TransferRow:
         (
             _,
             kind,
@@ -273,10 +412,12 @@ class ShardBooks:
             metadata,
             reason,
         ) = decision
-        self._check_asked(sequence, decision)
+        self.check_asked(decision)
         if type(reason) is not int or reason < 1:
-            raise self._unsound(sequence, "reason", "a number", reason)
+            raise Contradiction("reason", "a number", reason)
         self.rejected_count += 1
+        if self.recalled:
+            self.decide_anew(decision)
         return (
             transfer_id,
             self.shard_id,
@@ -296,41 +437,38 @@ class ShardBooks:
             amount,
             reference,
             metadata,
+            None,
         )
 
-    def _check_asked(self, sequence: int, decision: list[Any]) -> None:
-        kind, transfer_id, key, amount = decision[1], decision[2], decision[3], decision[8]
-        if kind not in TYPES:
-            raise self._unsound(sequence, "type", "1, 2 or 3", kind)
-        if type(transfer_id) is not bytes or len(transfer_id) != 16:
-            raise self._unsound(sequence, "transfer_id", "16 bytes", transfer_id)
-        if type(key) is not bytes or len(key) != 16:
-            raise self._unsound(sequence, "key", "16 bytes", key)
-        if type(amount) is not int or not 1 <= amount <= AMOUNT_MAX:
-            raise self._unsound(sequence, "amount", f"1 to {AMOUNT_MAX}", amount)
-
-    def _fold_wallet(self, decision: list[Any], sequence: int, at: datetime) -> None:
+    def _fold_wallet(self, decision: list[Any], at: datetime) -> None:
         tag, wallet_id = decision[0], decision[1]
-        wallet = self.wallets.get(wallet_id)
         if tag == OPENED:
-            (_, _, merchant_id, currency, minimum) = decision
-            if wallet is not None:
-                raise self._unsound(sequence, "wallet opened", "a new wallet", wallet_id)
-            self.wallets[wallet_id] = [merchant_id, currency, 1, minimum, 0, 0, at]
+            self._open(decision, at)
             return
+        wallet = self.wallets.get(wallet_id)
         if wallet is None:
-            raise self._unsound(sequence, "wallet", "a wallet opened before", wallet_id)
+            raise Contradiction("wallet", "a wallet opened before", wallet_id)
         (_, _, value) = decision
         if tag == STATUS_SET:
             if value == CLOSED and wallet[BALANCE] != 0:
-                raise self._unsound(sequence, "balance of a closed wallet", 0, wallet[BALANCE])
+                raise Contradiction("balance of a closed wallet", 0, wallet[BALANCE])
+            if value == CLOSED and wallet[RESERVED] != 0:
+                raise Contradiction("reserved of a closed wallet", 0, wallet[RESERVED])
             wallet[STATUS] = value
         elif tag == LIMITS_SET:
-            if value > wallet[BALANCE]:
-                raise self._unsound(sequence, "minimum", f"<= {wallet[BALANCE]}", value)
+            available = wallet[BALANCE] - wallet[RESERVED]
+            if value > available:
+                raise Contradiction("minimum", f"<= {available}", value)
             wallet[MINIMUM] = value
         else:
-            raise self._unsound(sequence, "tag", "1 to 6", tag)
+            raise Contradiction("tag", "1 to 18", tag)
 
-    def _unsound(self, sequence: int, field: str, expected: object, found: object) -> Unsound:
-        return Unsound(f"shard {self.shard_id}, sequence {sequence}", field, expected, found)
+    def _open(self, decision: list[Any], at: datetime) -> None:
+        (_, wallet_id, merchant_id, currency, minimum) = decision
+        if wallet_id in self.wallets:
+            raise Contradiction("wallet opened", "a new wallet", wallet_id)
+        if wallet_id[0] == "$":
+            check_system_wallet(self.shard_id, decision)
+        elif not self.ends.has_slot(slot_of(wallet_id)):
+            raise Contradiction("wallet opened", "a wallet of a slot that is here", wallet_id)
+        self.add_wallet(wallet_id, merchant_id, currency, minimum, at)

@@ -14,42 +14,28 @@ Rule 4: the statement has no timeout and nobody cancels it: a cancel could turn 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, TypeVar
 
 import asyncpg
 
-from processor.core.commands import TransferType
-from processor.core.decisions import TransferDecision, TransferPosted, TransferRejected
-from processor.core.record import GENESIS_CHAIN, BrokenChain, Record
-from processor.core.reject_reason import RejectReason
+from processor.core.record import Record
 from processor.core.state import Remembered
 from processor.core.wallet import Wallet
 from processor.flow.ports import AppendInDoubt, Fenced, ShardHalted, StoreUnavailable
-from processor.storage.connection import UnsafeDatabase, connect, given_up_on
-from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
+from processor.storage.connection import Durability, given_up_on
+from processor.storage.outcomes import key_pages, outcomes_under
+from processor.storage.recovery_view import PROJECTION, PostgresRecoveryView
+from processor.storage.session import STORE_ERRORS, Session, connected
+from processor.storage.wallet_rows import WALLETS, WALLETS_OF_SLOT, wallet_from_row
 
-PROJECTION = "tables"
 ENDPOINT_CHANNEL = "miliano_endpoint"
 JOURNAL_PARTITION_RECORDS = 1_000_000
 KEY_PAGE_ROWS = 5_000
 TAIL_PAGE_RECORDS = 200
 LOCK_TIMEOUT_MS = 3_000
-READ_S_MAX = 30.0
 PAGE_S_MAX = 60.0
 BUMP_S_MAX = 15.0  # A server that does not answer for so long is given up on.
-# The last kind is told by a connection that is used between the server's farewell and its end,
-# and by one that finds no primary among several hosts.
-STORE_ERRORS = (
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    OSError,
-    asyncpg.InternalClientError,
-)
-
-T = TypeVar("T")
-Durability = Literal["local", "quorum"]
 
 _CLAIM = """
     INSERT INTO shard (shard_id, epoch, build) VALUES ($1, 0, $2)
@@ -82,6 +68,8 @@ APPEND = """
     SELECT $1, $2, $3, $4, $5, $6, $7, $8 FROM own
 """
 
+_CHAIN_AT = "SELECT chain FROM journal WHERE shard_id = $1 AND sequence = $2"
+
 _CHECK_FENCE = "SELECT 1 FROM shard WHERE shard_id = $1 AND epoch = $2 AND state = 'active'"
 
 _PUBLISH = """
@@ -105,29 +93,23 @@ _END_PREDECESSORS = """
        AND pid <> pg_backend_pid()
 """
 
-_WALLETS = """
-    SELECT wallet_id, merchant_id, currency, status, minimum, posted, version
-      FROM wallets WHERE wallet_id = ANY($1)
-"""
-
-_KEYS = """
-    SELECT type, transfer_id, key, merchant_id, source, destination, currency, amount,
-           reference, metadata, source_version, source_balance, destination_version,
-           destination_balance, reason, sequence,
-           (extract(epoch FROM at) * 1000000)::bigint AS at_us
-      FROM transfers WHERE key = ANY($1)
-"""
-
 
 class PostgresShardStore:
     """
     Keeps the promises of `ShardStore` in Postgres.
 
-    *shard_dsn* names the database the shard lives in; *durability* is checked on every
-    connection that writes.
+    *dsn* names the database the shard lives in, *other_dsns* the other databases of the cluster;
+    *durability* is checked on every connection that writes.
     """
 
-    def __init__(self, dsn: str, shard_id: int, *, durability: Durability = "local") -> None:
+    def __init__(
+        self,
+        dsn: str,
+        shard_id: int,
+        *,
+        durability: Durability = "local",
+        other_dsns: Sequence[str] = (),
+    ) -> None:
         self.epoch = 0
         self._dsn = dsn
         self._shard_id = shard_id
@@ -135,8 +117,8 @@ class PostgresShardStore:
         self._application = f"miliano/shard-{shard_id}"
         self._writer: asyncpg.Connection | None = None
         self._writer_warned = False
-        self._reader: asyncpg.Connection | None = None
-        self._reader_turn = asyncio.Lock()
+        self._reader = Session(dsn, f"{self._application}/reader")
+        self._others = [Session(other, f"{self._application}/keys") for other in other_dsns]
         self._partition_ready = -1
 
     async def take_over(self, *, build: str) -> int:
@@ -174,7 +156,7 @@ class PostgresShardStore:
 
     @asynccontextmanager
     async def recovery_view(self) -> AsyncIterator[PostgresRecoveryView]:
-        connection = await self._connect_reader()
+        connection = await connected(self._dsn, f"{self._application}/reader")
         try:
             # One snapshot, taken after the bump committed: nothing older can still arrive.
             async with connection.transaction(isolation="repeatable_read", readonly=True):
@@ -217,11 +199,7 @@ class PostgresShardStore:
         # so the fate of its insert is decided and visible here.
         try:
             with given_up_on(self._writer, BUMP_S_MAX):
-                chain = await self._writer.fetchval(
-                    "SELECT chain FROM journal WHERE shard_id = $1 AND sequence = $2",
-                    self._shard_id,
-                    record.sequence,
-                )
+                chain = await self._writer.fetchval(_CHAIN_AT, self._shard_id, record.sequence)
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"settle failed: {error}") from error
         if chain is not None and chain != record.chain:
@@ -272,30 +250,38 @@ class PostgresShardStore:
             writer.terminate()
 
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
-        rows = await self._read(_WALLETS, list(wallet_ids))
+        rows = await self._reader.fetch(WALLETS, self._shard_id, list(wallet_ids))
         return [wallet_from_row(row) for row in rows]
 
-    async def load_keys(self, keys: Iterable[bytes]) -> list[Remembered]:
-        return [remembered_from_row(row) for row in await self._read(_KEYS, list(keys))]
+    async def load_slot(self, slot: int) -> list[Wallet]:
+        rows = await self._reader.fetch(WALLETS_OF_SLOT, self._shard_id, slot)
+        return [wallet_from_row(row) for row in rows]
 
-    async def key_pages(self) -> AsyncIterator[list[bytes]]:
-        connection = await self._connect_reader()
-        try:
-            async with connection.transaction(readonly=True):
-                cursor = await connection.cursor("SELECT key FROM transfers")
-                while True:
-                    with given_up_on(connection, PAGE_S_MAX):
-                        rows = await cursor.fetch(KEY_PAGE_ROWS)
-                    if not rows:
-                        return
-                    yield [row[0] for row in rows]
-        except STORE_ERRORS as error:
-            raise StoreUnavailable(f"reading keys failed: {error}") from error
-        finally:
-            connection.terminate()
+    async def load_keys(
+        self, keys: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Remembered]:
+        asked = list(keys)
+        if not everywhere:
+            return await outcomes_under(self._reader, asked, self._shard_id)
+        sessions = [self._reader, *self._others]
+        found = await asyncio.gather(*(outcomes_under(one, asked, None) for one in sessions))
+        # A carried outcome is the one of the row that its first shard has.
+        by_key = {outcome[0].key: outcome for outcomes in found for outcome in outcomes}
+        return list(by_key.values())
+
+    async def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
+        dsns = [self._dsn, *(one.dsn for one in self._others)] if everywhere else [self._dsn]
+        shard_id = None if everywhere else self._shard_id
+        for dsn in dsns:
+            async for page in key_pages(dsn, f"{self._application}/keys", shard_id):
+                yield page
+
+    async def chain_at(self, sequence: int) -> bytes | None:
+        rows = await self._reader.fetch(_CHAIN_AT, self._shard_id, sequence)
+        return rows[0]["chain"] if rows else None
 
     async def read_watermark(self) -> int:
-        rows = await self._read(
+        rows = await self._reader.fetch(
             "SELECT sequence FROM watermark WHERE shard_id = $1 AND projection = $2",
             self._shard_id,
             PROJECTION,
@@ -303,14 +289,14 @@ class PostgresShardStore:
         return int(rows[0][0]) if rows else 0
 
     async def publish(self, *, endpoint: str, pid: int) -> None:
-        rows = await self._read(
+        rows = await self._reader.fetch(
             _PUBLISH, self._shard_id, self.epoch, endpoint, pid, ENDPOINT_CHANNEL
         )
         if not rows:
             raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
 
     async def halt(self, reason: str) -> None:
-        await self._read(_HALT, self._shard_id, reason)
+        await self._reader.fetch(_HALT, self._shard_id, reason)
 
     async def prepare_journal(self, sequence: int) -> None:
         last = (sequence + JOURNAL_PARTITION_RECORDS) // JOURNAL_PARTITION_RECORDS
@@ -321,7 +307,7 @@ class PostgresShardStore:
 
     async def _make_partition(self, index: int) -> None:
         name = f"journal_{index}"
-        if await self._read("SELECT 1 WHERE to_regclass($1) IS NOT NULL", name):
+        if await self._reader.fetch("SELECT 1 WHERE to_regclass($1) IS NOT NULL", name):
             return
         low = index * JOURNAL_PARTITION_RECORDS
         # Attaching takes a weaker lock than creating in place: appends go on meanwhile.
@@ -331,13 +317,12 @@ class PostgresShardStore:
             ALTER TABLE journal ATTACH PARTITION {name}
                 FOR VALUES FROM ({low}) TO ({low + JOURNAL_PARTITION_RECORDS})
         """
-        await self._on_reader(lambda reader: reader.execute(script))
+        await self._reader.call(lambda reader: reader.execute(script))
 
     async def close(self) -> None:
         self.abandon()
-        if self._reader is not None:
-            self._reader.terminate()
-            self._reader = None
+        for session in (self._reader, *self._others):
+            session.close()
 
     def _warned(self, _connection: object, message: asyncpg.PostgresLogMessage) -> None:
         # A synchronous-replication wait that is cancelled ends as success with a warning.
@@ -345,139 +330,7 @@ class PostgresShardStore:
             self._writer_warned = True
 
     async def _connect_writer(self) -> asyncpg.Connection:
-        connection = await self._connect(self._durability, f"{self._application}/writer")
+        connection = await connected(self._dsn, f"{self._application}/writer", self._durability)
         self._writer_warned = False
         connection.add_log_listener(self._warned)
         return connection
-
-    async def _connect_reader(self) -> asyncpg.Connection:
-        return await self._connect(None, f"{self._application}/reader")
-
-    async def _connect(self, durability: Durability | None, name: str) -> asyncpg.Connection:
-        try:
-            return await connect(self._dsn, application_name=name, durability=durability)
-        except (*STORE_ERRORS, UnsafeDatabase) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-
-    async def _read(self, query: str, *arguments: object) -> list[asyncpg.Record]:
-        return await self._on_reader(lambda reader: reader.fetch(query, *arguments))
-
-    async def _on_reader(self, call: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
-        async with self._reader_turn:
-            if self._reader is None or self._reader.is_closed():
-                self._reader = await self._connect_reader()
-            try:
-                async with asyncio.timeout(READ_S_MAX):
-                    return await call(self._reader)
-            except BaseException as error:
-                # Cut off in the middle of an answer, it cannot be used again.
-                self._reader.terminate()
-                self._reader = None
-                if isinstance(error, STORE_ERRORS):
-                    raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-                raise
-
-
-class PostgresRecoveryView:
-    """
-    The tables and the journal behind them, in one snapshot.
-    """
-
-    def __init__(self, connection: asyncpg.Connection, shard_id: int) -> None:
-        self._connection = connection
-        self._shard_id = shard_id
-        self.watermark = 0
-        self.watermark_chain = GENESIS_CHAIN
-        self.watermark_at_us = 0
-        self.watermark_epoch = 0
-
-    @classmethod
-    async def open(cls, connection: asyncpg.Connection, shard_id: int) -> PostgresRecoveryView:
-        """
-        Read the watermark; raises BrokenChain when the journal does not reach it.
-        """
-        view = cls(connection, shard_id)
-        row = await connection.fetchrow(
-            "SELECT sequence, chain FROM watermark WHERE shard_id = $1 AND projection = $2",
-            shard_id,
-            PROJECTION,
-        )
-        if row is None or row["sequence"] == 0:
-            return view
-        view.watermark, view.watermark_chain = row["sequence"], row["chain"]
-        journaled = await connection.fetchrow(
-            "SELECT chain, at_us, epoch FROM journal WHERE shard_id = $1 AND sequence = $2",
-            shard_id,
-            view.watermark,
-        )
-        if journaled is None or journaled["chain"] != view.watermark_chain:
-            raise BrokenChain(
-                f"shard {shard_id}: the tables are at sequence {view.watermark}, "
-                "which the journal does not have like that"
-            )
-        view.watermark_at_us, view.watermark_epoch = journaled["at_us"], journaled["epoch"]
-        return view
-
-    async def records(self) -> AsyncIterator[Record]:
-        after = self.watermark
-        while True:
-            with given_up_on(self._connection, PAGE_S_MAX):
-                rows = await self._connection.fetch(
-                    f"SELECT {RECORD_COLUMNS} FROM journal"
-                    " WHERE shard_id = $1 AND sequence > $2 ORDER BY sequence LIMIT $3",
-                    self._shard_id,
-                    after,
-                    TAIL_PAGE_RECORDS,
-                )
-            for row in rows:
-                yield record_from_row(row)
-            if len(rows) < TAIL_PAGE_RECORDS:
-                return
-            after = rows[-1]["sequence"]
-
-    async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
-        with given_up_on(self._connection, PAGE_S_MAX):
-            rows = await self._connection.fetch(_WALLETS, list(wallet_ids))
-        return [wallet_from_row(row) for row in rows]
-
-
-def wallet_from_row(row: asyncpg.Record) -> Wallet:
-    return Wallet(
-        row["wallet_id"],
-        row["merchant_id"],
-        row["currency"],
-        status=row["status"],
-        minimum=row["minimum"],
-        posted=row["posted"],
-        version=row["version"],
-    )
-
-
-def remembered_from_row(row: asyncpg.Record) -> Remembered:
-    """
-    Rebuild the decision that a row of `transfers` tells.
-    """
-    asked = (
-        TransferType(row["type"]),
-        row["transfer_id"],
-        row["key"],
-        row["merchant_id"],
-        row["source"],
-        row["destination"],
-        row["currency"],
-        row["amount"],
-        row["reference"],
-        row["metadata"],
-    )
-    decision: TransferDecision
-    if row["reason"] is None:
-        decision = TransferPosted(
-            *asked,
-            row["source_version"],
-            row["source_balance"],
-            row["destination_version"],
-            row["destination_balance"],
-        )
-    else:
-        decision = TransferRejected(*asked, RejectReason(row["reason"]))
-    return decision, row["sequence"], row["at_us"]

@@ -32,10 +32,9 @@ from processor.storage.embedded_postgres import EmbeddedPostgres
 from processor.storage.shard_store import PostgresShardStore
 from tests.support.books import Journal, read_journal
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
-from tests.support.databases import Databases, execute
+from tests.support.databases import Databases, execute, reading
 from tests.support.gates import gate_at
 from tests.support.local_shard import LocalShard
-from tests.support.stack import reading
 from tests.support.tcp_proxy import Direction, Link, TcpProxy, proxied_postgres
 from tests.support.waiting import until
 

@@ -24,9 +24,9 @@ from processor.storage import shard_store
 from processor.storage.shard_store import APPEND, PostgresShardStore
 from tests.support.books import read_journal
 from tests.support.commands import open_wallet
+from tests.support.databases import reading
 from tests.support.gates import gate_at, locked_out
 from tests.support.local_shard import LocalShard, owning
-from tests.support.stack import reading
 from tests.support.tcp_proxy import proxied_postgres
 from tests.support.waiting import until
 

@@ -18,7 +18,8 @@ from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import connect
-from processor.storage.history import EntryRow, History, ShardProgress, TransferSide
+from processor.storage.history import EntryRow, History, Progress, ShardProgress
+from processor.storage.transfer_search import TransferFound, TransferSide
 from tests.support.databases import execute
 from tests.support.journal_builder import START_US, JournalBuilder, project, write_journal
 
@@ -34,7 +35,7 @@ async def history_of(
     await write_journal(conn, builder)
     await project(conn, builder, watermark=watermark)
     await conn.close()
-    history = await History.open(dsn, connections_max=2, timeout_ms=10_000)
+    history = await History.open([dsn], connections_max=2, timeout_ms=10_000)
     try:
         yield history
     finally:
@@ -57,6 +58,16 @@ def busy_ledger() -> JournalBuilder:
             builder.transfer("b", "a", 1)
         builder.seal()
     return builder
+
+
+async def the_transfer(history: History, transfer_id: bytes) -> TransferFound | None:
+    """
+    Find the one view of a transfer within a shard.
+    """
+    search = await history.transfer(transfer_id)
+    assert search.missing is None
+    assert len(search.found) <= 1
+    return search.found[0] if search.found else None
 
 
 def versions(rows: list[EntryRow]) -> list[int]:
@@ -130,12 +141,12 @@ async def test_finds_what_is_projected_and_what_is_not(database: str) -> None:
     rejected = builder.rejected("b", "a", 1_000)
     builder.seal()
     async with history_of(database, builder, watermark=builder.sequence - 1) as history:
-        from_tail = [await history.transfer(d.transfer_id) for d in (posted, rejected)]
+        from_tail = [await the_transfer(history, d.transfer_id) for d in (posted, rejected)]
         await execute(database, "DELETE FROM wallets; DELETE FROM transfers; DELETE FROM watermark")
         conn = await connect(database, application_name="tests")
         await project(conn, builder)
         await conn.close()
-        from_tables = [await history.transfer(d.transfer_id) for d in (posted, rejected)]
+        from_tables = [await the_transfer(history, d.transfer_id) for d in (posted, rejected)]
 
     assert from_tail == from_tables
     first, second = from_tail
@@ -144,8 +155,10 @@ async def test_finds_what_is_projected_and_what_is_not(database: str) -> None:
         TransferSide("a", "acme", posted.source_balance, posted.source_version),
         TransferSide("b", "acme", posted.destination_balance, posted.destination_version),
     )
-    assert (first.reason, first.reference, first.sequence) == (None, "é\u0001", builder.sequence)
+    assert (first.state, first.reason) == ("posted", None)
+    assert (first.reference, first.sequence) == ("é\u0001", builder.sequence)
     assert second is not None
+    assert second.state == "rejected"
     assert second.reason == RejectReason.INSUFFICIENT_FUNDS
     assert second.source == TransferSide("b", "acme", None, None)
 
@@ -159,7 +172,7 @@ async def test_finds_it_before_anything_is_projected(database: str) -> None:
     builder.seal()
     async with history_of(database, builder, watermark=0) as history:
         await execute(database, "DELETE FROM watermark")
-        found = await history.transfer(deposit.transfer_id)
+        found = await the_transfer(history, deposit.transfer_id)
 
     assert found is not None
     assert found.source is None
@@ -173,7 +186,7 @@ async def test_unknown_is_unknown(database: str) -> None:
     An id that nobody made is found nowhere.
     """
     async with history_of(database, busy_ledger(), watermark=1) as history:
-        assert await history.transfer(bytes(16)) is None
+        assert await the_transfer(history, bytes(16)) is None
         assert await history.wallet("z") is None
         assert await history.entries_after("z", 0, 10) == []
 
@@ -184,7 +197,9 @@ async def test_progress_of_shards(database: str) -> None:
     """
     builder = busy_ledger()
     async with history_of(database, builder, watermark=3) as history:
-        assert await history.shards() == [ShardProgress(0, "active", 1, None, 11, 3)]
+        assert await history.shards() == Progress(
+            [ShardProgress(0, "active", 1, None, 11, 3)], databases_down=0
+        )
         assert await history.watermarks() == {0: 3}
 
 
@@ -192,7 +207,7 @@ async def test_says_when_it_cannot_be_read(database: str) -> None:
     """
     Whatever goes wrong below is one exception here.
     """
-    history = await History.open(database, connections_max=1, timeout_ms=10_000)
+    history = await History.open([database], connections_max=1, timeout_ms=10_000)
     await execute(database, "ALTER TABLE watermark RENAME TO elsewhere")
     with pytest.raises(StoreUnavailable, match="UndefinedTableError"):
         await history.watermarks()
@@ -205,7 +220,7 @@ async def test_a_slow_read_ends(database: str) -> None:
     """
     A read that has to wait for too long is given up.
     """
-    history = await History.open(database, connections_max=1, timeout_ms=100)
+    history = await History.open([database], connections_max=1, timeout_ms=100)
     conn = await connect(database, application_name="tests")
     try:
         await conn.execute("BEGIN; LOCK TABLE watermark")

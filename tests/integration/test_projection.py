@@ -29,10 +29,9 @@ from processor.storage.projection import Projection, WatermarkMoved
 from processor.storage.shard_store import STORE_ERRORS, PostgresShardStore
 from tests.support.books import read_balanced_tables, read_journal
 from tests.support.commands import MERCHANT, deposit, open_wallet, transfer
-from tests.support.databases import execute
+from tests.support.databases import execute, reading
 from tests.support.gates import gate_at, locked_out
 from tests.support.local_shard import LocalShard, owning
-from tests.support.stack import reading
 from tests.support.tcp_proxy import Direction, Link, TcpProxy
 from tests.support.waiting import until
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy.exc
 
+from processor.core.slots import slot_of
 from processor.storage import schema
 from processor.storage.connection import connect
 from processor.storage.schema import (
@@ -97,6 +98,35 @@ def test_every_single_step_down_undoes_its_step_up(empty_database):
     assert rollback(empty_database) == []
     migrate(empty_database)
     assert describe(empty_database) == top
+
+
+def test_wallets_of_an_old_ledger_get_their_slots(empty_database, tmp_path: Path):
+    """
+    The migration counts slots as the ledger does, for every form of id that there can be.
+    """
+    for path in SQL_DIR.glob("000[123]_*.sql"):
+        shutil.copy(path, tmp_path)
+    migrate(empty_database, sql_dir=tmp_path)
+    names = ["alice", "bob", "$world:0:EUR", "a" * 64, "wal_01", "X.y-z:1@b", "é💶"]
+    names += [f"w-{number}" for number in range(200)]
+
+    async def write() -> None:
+        conn = await connect(empty_database, application_name="tests")
+        await conn.executemany(
+            "INSERT INTO wallets VALUES ($1, 0, 'acme', 'EUR', 1, 0, 7, 3, now())",
+            [(name,) for name in names],
+        )
+        await conn.close()
+
+    async def read() -> dict[str, int]:
+        conn = await connect(empty_database, application_name="tests")
+        rows = await conn.fetch("SELECT wallet_id, slot FROM wallets")
+        await conn.close()
+        return {row["wallet_id"]: row["slot"] for row in rows}
+
+    asyncio.run(write())
+    migrate(empty_database)
+    assert asyncio.run(read()) == {name: slot_of(name) for name in names}
 
 
 def test_every_up_has_a_down():

@@ -24,14 +24,11 @@ import uvloop
 from actors import shard_server
 from actors.shard_server import ShardServer
 from configs.settings import GatewaySettings, ShardSettings, WriteBehindSettings
-from gateway.shard_client import (
-    OutcomeUnknown,
-    ShardClients,
-    ShardOverloaded,
-    ShardUnavailable,
-)
+from gateway.shard_client import OutcomeUnknown, ShardOverloaded, ShardUnavailable
+from gateway.shard_clients import ShardClients
 from processor.flow import frames
 from processor.flow.frames import Posted, StaleEpoch
+from processor.storage.catalog import open_cluster, place_shards
 from processor.storage.projection import Projection
 from tests.support.books import read_journal
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
@@ -58,7 +55,7 @@ class Served:
 
     @asynccontextmanager
     async def clients(self, secret: bytes = SECRET) -> AsyncIterator[ShardClients]:
-        clients = ShardClients(dsn=self.dsn, secret=secret, settings=GatewaySettings())
+        clients = ShardClients([self.dsn], secret=secret, settings=GatewaySettings())
         await clients.start()
         try:
             yield clients
@@ -116,7 +113,7 @@ async def test_a_cut_after_any_message_costs_nothing_but_time(served: Served, di
                 link.cut()
             cut_once(served.proxy, direction, message_count=number // 2)
             command = transfer("a", "b", 1, key=f"{number}")
-            result = await clients.submit(command, timeout_ms=PATIENT_MS)
+            result, _ = await clients.submit(command, timeout_ms=PATIENT_MS)
             assert isinstance(result, Posted)
             assert result.balance == 1_000 - number
     journal = await read_journal(served.dsn)
@@ -151,7 +148,7 @@ def test_a_shard_that_dies_with_the_handshake_is_looked_for_again(
             database,
             f"INSERT INTO shard (shard_id, epoch, endpoint) VALUES (0, 1, 'unix:{folder}/shard')",
         )
-        clients = ShardClients(dsn=database, secret=SECRET, settings=GatewaySettings())
+        clients = ShardClients([database], secret=SECRET, settings=GatewaySettings())
         dying.start()
         try:
             await clients.start()
@@ -211,7 +208,7 @@ async def test_clients_can_be_stopped_at_any_moment(served: Served):
     Stopping ends in time also in the very turn of the loop in which a connection comes about.
     """
     for turns in range(12):
-        clients = ShardClients(dsn=served.dsn, secret=SECRET, settings=GatewaySettings())
+        clients = ShardClients([served.dsn], secret=SECRET, settings=GatewaySettings())
         link_count = len(served.proxy.links)
         await clients.start()
         while not proof_is_out(served.proxy, link_count):
@@ -242,7 +239,7 @@ async def test_an_answer_that_never_comes_is_unknown_and_then_found(served: Serv
         with pytest.raises(OutcomeUnknown):
             await clients.submit(command, timeout_ms=100)
         link.cut()
-        result = await clients.submit(command, timeout_ms=PATIENT_MS)
+        result, _ = await clients.submit(command, timeout_ms=PATIENT_MS)
         assert isinstance(result, Posted)
         assert result.repeated
     assert (await read_journal(served.dsn)).balance("b") == 1
@@ -276,7 +273,7 @@ async def test_an_overloaded_shard_is_not_asked_in_a_tight_loop(database: str, f
         while await projection.step():
             pass
         projection.close()
-        result = await doubtful
+        result, _ = await doubtful
         assert isinstance(result, Posted)
         assert result.repeated
 
@@ -322,7 +319,7 @@ async def test_a_frame_for_another_epoch_is_refused_and_sent_again(served: Serve
 
         peer.send(transfer("a", "b", 1, key="stale"), epoch=epoch, frame_id=7)
         assert await peer.reply() == StaleEpoch(7, epoch + 1)
-        result = await clients.submit(transfer("a", "b", 1, key="2"), timeout_ms=PATIENT_MS)
+        result, _ = await clients.submit(transfer("a", "b", 1, key="2"), timeout_ms=PATIENT_MS)
         assert isinstance(result, Posted)
         assert result.balance == 998
     assert (await read_journal(served.dsn)).balance("b") == 2
@@ -343,14 +340,16 @@ async def test_an_impostor_is_sent_no_command(database: str, folder: Path):
         writer.close()
 
     server = await asyncio.start_unix_server(pretend, folder / "impostor")
-    clients = ShardClients(dsn=database, secret=SECRET, settings=GatewaySettings())
+    clients = ShardClients([database], secret=SECRET, settings=GatewaySettings())
     try:
         await execute(
             database,
             "INSERT INTO shard (shard_id, epoch, endpoint)"
             f" VALUES (0, 1, 'unix:{folder}/impostor')",
         )
+        await place_shards(await open_cluster([database]), 1)
         await clients.start()
+        await until(lambda: clients.knows_slots, "the map that leads to the impostor")
         with pytest.raises(ShardUnavailable):
             await clients.submit(read_wallet("a"), timeout_ms=500)
         await until(lambda: len(received) > 1, "two attempts")

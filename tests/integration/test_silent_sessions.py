@@ -18,6 +18,7 @@ from tests.support.databases import execute
 from tests.support.tcp_proxy import TcpProxy
 
 READER = b"miliano/shard-0/reader"
+KEYS = b"miliano/shard-0/keys"
 ONE_TRANSFER = """
     INSERT INTO transfers (transfer_id, shard_id, sequence, at, type, merchant_id, key, source,
                            destination, currency, amount)
@@ -30,7 +31,8 @@ ONE_TRANSFER = """
 async def store(
     proxied: tuple[TcpProxy, str], monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[PostgresShardStore]:
-    monkeypatch.setattr("processor.storage.shard_store.PAGE_S_MAX", 0.2)
+    monkeypatch.setattr("processor.storage.recovery_view.PAGE_S_MAX", 0.2)
+    monkeypatch.setattr("processor.storage.outcomes.PAGE_S_MAX", 0.2)
     opened = PostgresShardStore(proxied[1], 0)
     yield opened
     await opened.close()
@@ -71,7 +73,7 @@ async def test_silent_pages_of_keys_are_read_again(
     """
     A page that does not come ends the reading with an error that says so.
     """
-    monkeypatch.setattr("processor.storage.shard_store.KEY_PAGE_ROWS", 1)
+    monkeypatch.setattr("processor.storage.outcomes.KEY_PAGE_ROWS", 1)
     await execute(database, ONE_TRANSFER)
     proxy, _ = proxied
     pages = []
@@ -79,7 +81,7 @@ async def test_silent_pages_of_keys_are_read_again(
     async def read_keys() -> None:
         async for keys in store.key_pages():
             pages.append(keys)
-            proxy.link_of(READER).swallow()
+            proxy.link_of(KEYS).swallow()
 
     with pytest.raises(StoreUnavailable, match="reading keys failed"):
         await in_time(read_keys())

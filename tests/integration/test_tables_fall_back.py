@@ -19,9 +19,8 @@ from processor.storage.embedded_postgres import EmbeddedPostgres
 from processor.storage.projection import Projection
 from tests.support.books import read_balanced_tables
 from tests.support.commands import deposit, open_wallet, read_wallet
-from tests.support.databases import Databases
+from tests.support.databases import Databases, reading
 from tests.support.local_shard import owning
-from tests.support.stack import reading
 from tests.support.waiting import until
 
 SETTINGS = ShardSettings(wallets_max=0, keys_recent_max=1)

@@ -19,9 +19,8 @@ from processor.flow.frames import NotServing
 from processor.storage import embedded_postgres
 from processor.storage.embedded_postgres import EmbeddedPostgres
 from tests.support.commands import open_wallet
-from tests.support.databases import Databases, execute
+from tests.support.databases import Databases, execute, reading
 from tests.support.local_shard import LocalShard
-from tests.support.stack import reading
 from tests.support.waiting import until
 
 FORCE = """
@@ -32,12 +31,11 @@ FORCE = """
 
 
 async def serves_only_when_safe(
-    dsn: str, why: str, make_safe: Callable[[], Awaitable[object]]
+    shard: LocalShard, dsn: str, why: str, make_safe: Callable[[], Awaitable[object]]
 ) -> None:
     """
     Check that a shard says *why* it does not serve, again and again, until *make_safe* is done.
     """
-    shard = LocalShard(dsn)
     with capture_logs() as logs:
         shard.launch()
         try:
@@ -57,6 +55,15 @@ async def serves_only_when_safe(
             await shard.stop()
 
 
+async def placed(dsn: str) -> LocalShard:
+    """
+    Make a shard that has its place in the catalog; the database is still safe.
+    """
+    shard = LocalShard(dsn)
+    await shard.place()
+    return shard
+
+
 def reasons(logs: list) -> list[str]:
     return [entry["error"] for entry in logs if entry["event"] == "store unavailable"]
 
@@ -65,8 +72,10 @@ async def test_commits_that_do_not_wait_for_the_disk(database: str):
     """
     A trigger at login turns synchronous_commit off in every session, the shard's own included.
     """
+    shard = await placed(database)
     await execute(database, FORCE)
     await serves_only_when_safe(
+        shard,
         database,
         "UnsafeDatabase: synchronous_commit is 'off'",
         lambda: execute(database, "DROP EVENT TRIGGER weaken"),
@@ -78,8 +87,10 @@ async def test_a_database_that_is_read_only(database: str):
     The database's sessions are read-only by default.
     """
     name = database.partition("?")[0].rpartition("/")[2]
+    shard = await placed(database)
     await execute(database, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
     await serves_only_when_safe(
+        shard,
         database,
         "UnsafeDatabase: transaction_read_only is 'on'",
         lambda: execute(
@@ -102,11 +113,13 @@ def test_a_standby(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(embedded_postgres, "_read_pid_file", take_a_standby_for_ready)
     with EmbeddedPostgres(tmp_path / "pg") as server, Databases(server.dsn).migrated() as dsn:
+        shard = asyncio.run(placed(dsn))
         server.stop()
         (tmp_path / "pg" / "standby.signal").touch()
         server.start()
         asyncio.run(
             serves_only_when_safe(
+                shard,
                 dsn,
                 "UnsafeDatabase: in_recovery is True",
                 lambda: execute(dsn, "SELECT pg_promote()"),

@@ -30,17 +30,24 @@ from processor.core.decisions import (
 )
 from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
-from processor.storage import recomputation, verification
+from processor.storage import (
+    audit,
+    channel_audit,
+    key_audit,
+    payout_audit,
+    recomputation,
+    recomputed_between,
+    recomputed_ends,
+    recomputed_wallets,
+    shard_audit,
+    verification,
+)
+from processor.storage.audit import CurrencyBooks, Difference, Verdict
 from processor.storage.connection import connect
+from processor.storage.payout_audit import REASON_CODES
 from processor.storage.projection import Projection
 from processor.storage.recomputation import ShardBooks, Unsound
-from processor.storage.verification import (
-    REASON_CODES,
-    CurrencyBooks,
-    Difference,
-    Verdict,
-    verify,
-)
+from processor.storage.verification import verify
 from tests.support.journal_builder import JournalBuilder, project, write_journal
 
 BATCH_ID = UUID(int=7)
@@ -128,7 +135,7 @@ async def test_an_empty_database_is_balanced(database: str):
     """
     Before the first shard there is nothing to differ.
     """
-    assert await verify(database) == Verdict(True, 0, 0, 0, 0, 0, {}, [], [])
+    assert await verify(database) == Verdict(True, 0, 0, 0, 0, 0, 0, {}, [], [])
 
 
 @pytest.mark.parametrize("watermark", range(7))
@@ -170,8 +177,8 @@ async def test_many_pages_and_chunks(
     """
     Books that do not fit one page or one chunk are read to the end, and progress is told.
     """
-    monkeypatch.setattr(verification, "CHUNK_TRANSFERS", 7)
-    monkeypatch.setattr(verification, name, bound)
+    monkeypatch.setattr(shard_audit, "CHUNK_TRANSFERS", 7)
+    monkeypatch.setattr(shard_audit, name, bound)
     books = small_books()
     for number in range(40):
         books.deposit("alice", 1 + number)
@@ -332,21 +339,22 @@ TAMPERED = [
         ),
         ("wallets", "gone", "opened_at"),
     ),
+    ("UPDATE wallets SET slot = 0 WHERE wallet_id = 'bob'", ("wallets", "bob", "slot")),
     ("UPDATE wallets SET shard_id = 1 WHERE wallet_id = 'bob'", ("wallets", "bob", "row")),
     ("UPDATE wallets SET wallet_id = 'zed' WHERE wallet_id = 'bob'", ("wallets", "zed", "row")),
     ("DELETE FROM wallets WHERE wallet_id = 'carol'", ("wallets", "carol", "row")),
     (
-        "INSERT INTO wallets VALUES ('mallory', 0, 'acme', 'EUR', 1, 0, 0, 0, now())",
+        "INSERT INTO wallets VALUES ('mallory', 0, 'acme', 'EUR', 1, 0, 0, 0, now(), 7)",
         ("wallets", "mallory", "row"),
     ),
     (
-        "INSERT INTO wallets VALUES ('mallory', 9, 'acme', 'EUR', 1, 0, 5, 0, now())",
+        "INSERT INTO wallets VALUES ('mallory', 9, 'acme', 'EUR', 1, 0, 5, 0, now(), 7)",
         ("wallets", "mallory", "row"),
     ),
     # Transfers.
     (
         f"UPDATE transfers SET shard_id = 1 WHERE transfer_id = '{ALICE_TO_BOB}'",
-        ("transfers", ALICE_TO_BOB, "shard_id"),
+        ("transfers", ALICE_TO_BOB, "row"),
     ),
     *(
         (
@@ -370,6 +378,7 @@ TAMPERED = [
             "amount": "amount - 1",
             "reference": "NULL",
             "metadata": """'{"month":"June"}'""",
+            "counterparty": "'carol'",
         }.items()
     ),
     (
@@ -603,7 +612,8 @@ WRONG_DECISIONS = [
     (lambda _: WalletLimitsSet("nobody", 0), "wallet"),
     (lambda _: WalletLimitsSet("alice", 10_000), "minimum"),
     (lambda _: EpochStarted("again"), "epoch"),
-    (lambda _: [7, "alice", 1], "tag"),
+    (lambda _: [99, "alice", 1], "tag"),
+    (lambda _: [7, "alice", 1], "fields of tag 7"),
     (lambda _: [1, "dave"], "payload"),
     (lambda _: [], "payload"),
     (lambda _: 17, "payload"),
@@ -885,12 +895,17 @@ async def test_databases_without_payouts_can_be_audited(database: str, conn):
 
 # --- Independence -------------------------------------------------------------------------
 
+AUDITOR = (
+    *(verification, audit, shard_audit, channel_audit, key_audit, payout_audit),
+    *(recomputation, recomputed_between, recomputed_ends, recomputed_wallets),
+)
+
 
 def test_the_auditor_shares_no_code_with_the_ledger():
     """
     Neither the auditor nor what it imports of this project reads `processor.core` or flow.
     """
-    for module in (verification, recomputation):
+    for module in AUDITOR:
         names = [
             node.module
             for node in ast.walk(ast.parse(inspect.getsource(module)))
@@ -902,7 +917,8 @@ def test_the_auditor_shares_no_code_with_the_ledger():
             for alias in node.names
         ]
         ours = {name for name in names if name.split(".")[0] in {"processor", "configs"}}
-        assert ours <= {"processor.storage.connection", "processor.storage.recomputation"}
+        own = {each.__name__ for each in AUDITOR}
+        assert ours <= {"processor.storage.connection", *own}
 
 
 def test_the_auditor_knows_every_refusal():

@@ -6,13 +6,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
 
 from processor.storage.connection import connect
 from processor.storage.schema import migrate
 
 TEMPLATE = "migrated_template"
+# A copy would be taken for the database it was copied from.
+NEW_IDENTITY = "UPDATE cluster SET cluster_id = gen_random_uuid(), database_id = gen_random_uuid()"
 
 
 class Databases:
@@ -35,7 +40,16 @@ class Databases:
             migrate(self._dsn_of(TEMPLATE))
             self._has_template = True
         with self._created(f"TEMPLATE {TEMPLATE}") as dsn:
+            asyncio.run(execute(dsn, NEW_IDENTITY))
             yield dsn
+
+    @contextmanager
+    def copy_of(self, dsn: str) -> Iterator[str]:
+        """
+        Yield the DSN of a copy of a database, as a backup is: of the same identity.
+        """
+        with self._created(f"TEMPLATE {urlsplit(dsn).path[1:]}") as copy:
+            yield copy
 
     @contextmanager
     def empty(self) -> Iterator[str]:
@@ -67,3 +81,15 @@ async def execute(dsn: str, sql: str) -> None:
         await conn.execute(sql)
     finally:
         await conn.close()
+
+
+@asynccontextmanager
+async def reading(dsn: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    """
+    Connect for the length of a block.
+    """
+    connection = await connect(dsn, application_name="miliano/test")
+    try:
+        yield connection
+    finally:
+        await connection.close()

@@ -28,6 +28,7 @@ from processor.core.decisions import (
     encode_decisions,
 )
 from processor.core.record import GENESIS_CHAIN, Record, seal
+from processor.core.slots import slot_of
 from processor.core.state import ShardState
 from processor.core.wallet import WalletStatus
 
@@ -223,8 +224,8 @@ async def project(
         _project_record(record, wallets, transfers)
     await conn.executemany(_INSERT_TRANSFER, transfers)
     await conn.executemany(
-        "INSERT INTO wallets VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        [tuple(row) for row in wallets.values()],
+        "INSERT INTO wallets VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        [(*row, slot_of(wallet_id)) for wallet_id, row in wallets.items()],
     )
     chain = builder.records[watermark - 1].chain if watermark else GENESIS_CHAIN
     await conn.execute(

@@ -7,7 +7,7 @@ hidden on purpose and the store can be down.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,13 +15,20 @@ from typing import Protocol
 
 from configs.settings import WriteBehindSettings
 from processor.core.record import Record
-from processor.flow.ports import ShardStore
+from processor.flow.ports import ShardCluster, ShardStore
+from processor.storage.catalog import Placement, open_cluster, place_shards
+from processor.storage.cluster import PostgresCluster
 from processor.storage.directory import read_directory
-from processor.storage.memory_store import MemoryDatabase, MemoryShardStore
+from processor.storage.memory_store import (
+    MemoryCatalog,
+    MemoryCluster,
+    MemoryDatabase,
+    MemoryShardStore,
+)
 from processor.storage.projection import Projection
 from processor.storage.shard_store import PostgresShardStore
 from tests.support.books import read_journal
-from tests.support.stack import reading
+from tests.support.databases import reading
 from tests.support.tcp_proxy import Direction, TcpProxy, proxied_postgres
 
 WRITER = b"miliano/shard-0/writer"
@@ -122,12 +129,7 @@ class PostgresRig:
         self._proxy.refuse(refused=False)
 
     async def project(self, records_max: int = 1_000) -> None:
-        projection = Projection(self._dsn, 0, WriteBehindSettings(records_max=records_max))
-        await projection.open()
-        try:
-            await projection.step()
-        finally:
-            projection.close()
+        await project_once(self._dsn, 0, records_max)
 
     async def journal(self) -> list[Record]:
         return (await read_journal(self._dsn)).records
@@ -147,3 +149,69 @@ def postgres_rig(dsn: str) -> Iterator[PostgresRig]:
         proxied_postgres(dsn, Path(folder)) as (proxy, through),
     ):
         yield PostgresRig(dsn, through, proxy)
+
+
+async def project_once(dsn: str, shard_id: int, records_max: int) -> None:
+    projection = Projection(dsn, shard_id, WriteBehindSettings(records_max=records_max))
+    await projection.open()
+    try:
+        await projection.step()
+    finally:
+        projection.close()
+
+
+class ClusterRig(Protocol):
+    """
+    Three shards that know of each other; *has_witness* says that they live in several databases.
+    """
+
+    has_witness: bool
+
+    def store(self, shard_id: int) -> ShardStore: ...
+
+    def cluster(self, shard_id: int) -> ShardCluster: ...
+
+    async def project(self, shard_id: int, records_max: int = 1_000) -> None: ...
+
+
+class MemoryClusterRig:
+    def __init__(self) -> None:
+        self.has_witness = True
+        self._databases = [MemoryDatabase(shard_id) for shard_id in range(3)]
+        self._catalog = MemoryCatalog(self._databases)
+
+    def store(self, shard_id: int) -> ShardStore:
+        own = self._databases[shard_id]
+        return MemoryShardStore(own, [one for one in self._databases if one is not own])
+
+    def cluster(self, shard_id: int) -> ShardCluster:
+        return MemoryCluster(self._catalog, shard_id)
+
+    async def project(self, shard_id: int, records_max: int = 1_000) -> None:
+        self._databases[shard_id].project(records_max)
+
+
+class PostgresClusterRig:
+    """
+    *dsns* lead to databases that hold no shard yet.
+    """
+
+    def __init__(self, dsns: Sequence[str], placements: Sequence[Placement]) -> None:
+        self.has_witness = len(dsns) > 1
+        self._dsns = dsns
+        self._homes = {placement.shard_id: placement.dsn for placement in placements}
+
+    @classmethod
+    async def open(cls, dsns: Sequence[str]) -> PostgresClusterRig:
+        return cls(dsns, await place_shards(await open_cluster(dsns), 3))
+
+    def store(self, shard_id: int) -> ShardStore:
+        own = self._homes[shard_id]
+        others = [dsn for dsn in self._dsns if dsn != own]
+        return PostgresShardStore(own, shard_id, other_dsns=others)
+
+    def cluster(self, shard_id: int) -> ShardCluster:
+        return PostgresCluster(shard_id, self._homes[shard_id], self._dsns)
+
+    async def project(self, shard_id: int, records_max: int = 1_000) -> None:
+        await project_once(self._homes[shard_id], shard_id, records_max)

@@ -79,6 +79,11 @@ def test_an_unknown_name_in_the_environment_is_refused(file: Path) -> None:
         ("payouts", "chunk_rows", "0"),
         ("payouts", "retry_ms", "10001"),
         ("currencies", "XMI", "7"),
+        ("cluster", "shards", "-1"),
+        ("cluster", "shards", "257"),
+        ("postgres", "embedded_databases", "0"),
+        ("shard", "entries_in_flight_max", "0"),
+        ("shard", "witness_ms", "0"),
     ],
 )
 def test_settings_have_to_fit_each_other(
