@@ -1,5 +1,7 @@
 """
-One part in a plain process: `python -m actors shard 0`, `python -m actors write-behind`.
+One part in a plain process: `python -m actors shard 0`, `python -m actors write-behind 0`.
+
+A shard is named by its number, a write-behind by that of its database in the settings.
 
 SIGTERM drains and ends; the settings come from the environment.
 """
@@ -31,11 +33,11 @@ def main(arguments: list[str]) -> int:
             shard_host.start()
             stop.wait()
             shard_host.drain()
-        case ["write-behind"]:
-            WriteBehindHost(settings).start()
+        case ["write-behind", database_number]:
+            WriteBehindHost(int(database_number), settings).start()
             stop.wait()
         case _:
-            print("usage: python -m actors shard ID | write-behind", file=sys.stderr)
+            print("usage: python -m actors shard ID | write-behind NUMBER", file=sys.stderr)
             return 2
     # The loop's thread is ended with the process: everything that matters is durable.
     os._exit(0)

@@ -38,16 +38,16 @@ class ShardActor:
     """
 
     def __init__(self, shard_id: int) -> None:
-        settings = load_settings()
+        settings = _with_address(load_settings())
         _log_to_file(settings, f"shard-{shard_id}")
         self._host = ShardHost(shard_id, settings, build=build_id())
         self._host.start()
 
     def status(self) -> dict[str, object]:
-        return dict(msgspec.to_builtins(self._host.statistics()))
+        return dict(msgspec.to_builtins(self._host.statistics() or {}))
 
     def drain(self) -> dict[str, object]:
-        return dict(msgspec.to_builtins(self._host.drain()))
+        return dict(msgspec.to_builtins(self._host.drain() or {}))
 
 
 @ray.remote(**ACTOR_OPTIONS)
@@ -56,14 +56,26 @@ class WriteBehindActor:
     The write-behind of one database under Ray.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, database_number: int) -> None:
         settings = load_settings()
-        _log_to_file(settings, "write-behind")
-        self._host = WriteBehindHost(settings)
+        _log_to_file(settings, f"write-behind-{database_number}")
+        self._host = WriteBehindHost(database_number, settings)
         self._host.start()
 
     def status(self) -> dict[str, object]:
         return dict(msgspec.to_builtins(self._host.statistics(), str_keys=True))
+
+
+def _with_address(settings: Settings) -> Settings:
+    """
+    Serve where the other nodes reach this one, unless the settings say where: whoever starts a
+    Ray of its own also makes a folder for sockets, a node that joins one has none.
+    """
+    cluster = settings.cluster
+    if cluster.shard_host or cluster.socket_dir:
+        return settings
+    cluster = msgspec.structs.replace(cluster, shard_host=ray.util.get_node_ip_address())
+    return msgspec.structs.replace(settings, cluster=cluster)
 
 
 def _log_to_file(settings: Settings, name: str) -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,15 @@ log = structlog.get_logger("ray_runtime")
 
 class RayRuntime:
     """
-    One shard actor per shard and one write-behind actor.
+    One actor per shard, and one write-behind per database.
     """
 
     name = "ray"
 
     def __init__(self, settings: Settings, shard_ids: list[int], data_dir: Path) -> None:
         self._settings = settings
-        self._shard_ids = shard_ids
+        self._shard_ids = list(shard_ids)
+        self._database_count = len(settings.postgres.dsns)
         self._data_dir = data_dir
         self._ray: Any = None
         self._guard: ChildProcess | None = None
@@ -75,7 +77,8 @@ class RayRuntime:
         """
         for name, value in RAY_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        self._keep_token()
+        if self._is_own:
+            self._keep_token()  # Whoever joins another needs the token of that one.
         # Late: Ray reads the environment above when it is imported.
         ray: Any = importlib.import_module("ray")
         self._ray = ray
@@ -127,18 +130,24 @@ class RayRuntime:
         }
 
     def _names(self) -> list[str]:
-        return [*(f"shard-{shard_id}" for shard_id in self._shard_ids), "write-behind"]
+        shards = [f"shard-{shard_id}" for shard_id in self._shard_ids]
+        return shards + [f"write-behind-{number}" for number in range(self._database_count)]
 
     def _make(self, name: str) -> None:
         actors: Any = importlib.import_module("actors.ray_actors")
         options = {"name": name, "namespace": actors.NAMESPACE, "get_if_exists": True}
         if not self._is_own:
             options |= {"lifetime": "detached", "scheduling_strategy": "SPREAD"}
-        if name == "write-behind":
-            self._actors[name] = actors.WriteBehindActor.options(**options).remote()
-        else:
-            shard_id = int(name.removeprefix("shard-"))
-            self._actors[name] = actors.ShardActor.options(**options).remote(shard_id)
+        kind, _, number = name.rpartition("-")
+        actor = actors.ShardActor if kind == "shard" else actors.WriteBehindActor
+        self._actors[name] = actor.options(**options).remote(int(number))
+
+    def add_shard(self, shard_id: int) -> None:
+        """
+        Start one more shard and keep it running.
+        """
+        self._shard_ids.append(shard_id)
+        self._make(f"shard-{shard_id}")
 
     def keep_running(self) -> None:
         """
@@ -151,13 +160,16 @@ class RayRuntime:
             log.warning("a server of Ray is dead, starting Ray anew")
             self._end_ray()
             self.start()
-        for name in self._names():
-            self._look_after(name)
+        # All are asked before one is waited for: a frozen machine may have many.
+        asked = {name: self._actors[name].status.remote() for name in self._names()}
+        deadline = time.monotonic() + STATUS_S_MAX
+        for name, status in asked.items():
+            self._look_after(name, status, max(0.0, deadline - time.monotonic()))
 
-    def _look_after(self, name: str) -> None:
+    def _look_after(self, name: str, status: Any, timeout_s: float) -> None:
         exceptions = self._ray.exceptions
         try:
-            self._ray.get(self._actors[name].status.remote(), timeout=STATUS_S_MAX)
+            self._ray.get(status, timeout=timeout_s)
         except exceptions.ActorUnavailableError:
             pass  # Ray is restarting it.
         except exceptions.GetTimeoutError:
@@ -184,12 +196,12 @@ class RayRuntime:
         remove_short_dir(self._data_dir / "ray")
 
     def _drain(self) -> None:
-        for shard_id in self._shard_ids:
-            actor = self._actors.get(f"shard-{shard_id}")
-            if actor is None:
-                continue
+        names = [f"shard-{shard_id}" for shard_id in self._shard_ids]
+        drains = [self._actors[name].drain.remote() for name in names if name in self._actors]
+        deadline = time.monotonic() + DRAIN_S_MAX
+        for drain in drains:
             try:
-                self._ray.get(actor.drain.remote(), timeout=DRAIN_S_MAX)
+                self._ray.get(drain, timeout=max(0.0, deadline - time.monotonic()))
             except self._ray.exceptions.RayError as error:
                 log.warning("drain failed, the journal has it all", error=str(error))
 

@@ -1,9 +1,9 @@
 """
-The shard's socket: frames in, replies out.
+The shard's socket: frames in, replies out; and what other shards say on their channels to it.
 
-A Unix socket for gateways on this host, TCP for others; both begin with the handshake of
-`processor.flow.frames`, so that only who knows the cluster secret is heard. A connection that
-breaks a rule is dropped without an answer.
+A Unix socket for who is on this host, TCP for others; both begin with the handshake of
+`processor.flow.frames`, so that only who knows the cluster secret is heard. The handshake also
+tells a client from a peer. A connection that breaks a rule is dropped without an answer.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, cast
 
 import msgspec
 import structlog
 
+from actors.peer_intake import Speaker
+from actors.tcp_watch import watch_tcp
 from processor.flow import frames
+from processor.flow.channel_link import Effect, Greeting, decode_effect
 from processor.flow.frames import FrameSplitter, FrameTooLarge, Reply, RequestFrame
 
 UNSENT_BYTES_MAX = 256 * 1024 * 1024  # A peer that reads nothing is cut off.
@@ -31,7 +35,11 @@ class TakesFrames(Protocol):
     What the server needs of a shard.
     """
 
+    shard_id: int
+
     def offer(self, frame: RequestFrame, deliver: DeliverReply) -> None: ...
+
+    def offer_said(self, speaker: Speaker, said: Effect) -> None: ...
 
 
 class DeliverReply(Protocol):
@@ -40,7 +48,7 @@ class DeliverReply(Protocol):
 
 class ShardConnection(asyncio.Protocol):
     """
-    One gateway's connection: the handshake, then frames.
+    One connection of a gateway or of a peer: the handshake, then frames, or what the peer says.
     """
 
     def __init__(self, shard: TakesFrames, secret: bytes) -> None:
@@ -48,12 +56,14 @@ class ShardConnection(asyncio.Protocol):
         self._secret = secret
         self._nonce = secrets.token_bytes(frames.NONCE_BYTES)
         self._splitter = FrameSplitter(frames.NONCE_BYTES + frames.PROOF_BYTES)
-        self._trusted = False
-        self._transport: asyncio.WriteTransport | None = None
+        self._take: Callable[[bytes], None] = self._shake_hands
+        self._source: int | None = None  # The peer, once it has greeted.
+        self._transport: asyncio.Transport | None = None
         self._handshake_watch: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.WriteTransport", transport)
+        self._transport = cast("asyncio.Transport", transport)
+        watch_tcp(transport)
         self._transport.write(frames.with_length(self._nonce))
         self._handshake_watch = asyncio.get_running_loop().call_later(HANDSHAKE_S_MAX, self._abort)
 
@@ -67,41 +77,74 @@ class ShardConnection(asyncio.Protocol):
             for message in self._splitter.feed(data):
                 self._take(message)
         except (FrameTooLarge, msgspec.DecodeError, PermissionError) as error:
-            log.warning("connection dropped", error=f"{type(error).__name__}: {error}")
-            self._abort()
-
-    def _take(self, message: bytes) -> None:
-        if self._trusted:
-            self._shard.offer(frames.decode_request(message), self.deliver)
-        else:
-            self._shake_hands(message)
+            self.drop(f"{type(error).__name__}: {error}")
 
     def _shake_hands(self, message: bytes) -> None:
         client_nonce = message[: frames.NONCE_BYTES]
         proof = message[frames.NONCE_BYTES :]
-        expected = frames.client_proof(self._secret, self._nonce, client_nonce)
-        if not frames.same_proof(proof, expected):
-            raise PermissionError("the cluster secret differs")
-        self._trusted = True
+        nonces = (self._secret, self._nonce, client_nonce)
+        if frames.same_proof(proof, frames.client_proof(*nonces)):
+            self._take = self._take_frame
+        elif frames.same_proof(proof, frames.peer_proof(*nonces, self._shard.shard_id)):
+            self._take = self._take_said
+        else:
+            raise PermissionError("the cluster secret differs, or a peer wants another shard")
         self._splitter.widen(frames.FRAME_BYTES_MAX)
         if self._handshake_watch is not None:
             self._handshake_watch.cancel()
-        assert self._transport is not None
-        self._transport.write(
-            frames.with_length(frames.server_proof(self._secret, self._nonce, client_nonce))
-        )
+        self._write(frames.server_proof(*nonces))
+
+    def _take_frame(self, message: bytes) -> None:
+        self._shard.offer(frames.decode_request(message), self.deliver)
+
+    def _take_said(self, message: bytes) -> None:
+        said = decode_effect(message)
+        if isinstance(said, Greeting) == (self._source is not None):
+            raise PermissionError("a peer greets first, and once")
+        if isinstance(said, Greeting):
+            self._source = said.source
+        self._shard.offer_said(self, said)
+
+    @property
+    def peer(self) -> int:
+        assert self._source is not None, "the peer has not greeted yet"
+        return self._source
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
 
     def deliver(self, reply: Reply) -> None:
         """
-        Send a reply; to a peer that is gone it is lost, and the peer asks again.
+        Send a reply; to a client that is gone it is lost, and the client asks again.
         """
+        self._write(frames.encode(reply))
+
+    def say(self, said: Effect) -> None:
+        """
+        Send a peer its answers.
+        """
+        self._write(frames.encode(said))
+
+    def _write(self, message: bytes) -> None:
         transport = self._transport
         if transport is None:
             return
-        transport.write(frames.with_length(frames.encode(reply)))
+        transport.write(frames.with_length(message))
         if transport.get_write_buffer_size() > UNSENT_BYTES_MAX:
-            log.warning("connection dropped", error="the peer does not read")
-            self._abort()
+            self.drop("the peer does not read")
+
+    def drop(self, why: str) -> None:
+        log.warning("connection dropped", error=why)
+        self._abort()
+
+    def pause_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def _abort(self) -> None:
         if self._transport is not None:

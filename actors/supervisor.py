@@ -1,9 +1,10 @@
 """
 Brings a whole ledger up, keeps it up, and takes it down.
 
-Order up: database, schema, secret, shards and write-behind, gateway. Order down: the reverse.
-Every child ends with this process, by Ctrl-C, SIGTERM or `kill -9`; the data stays in the data
-folder and is found again. One supervisor per data folder.
+Order up: databases, schema, placement of the shards, secret, shards and write-behinds, gateway.
+Order down: the reverse. A shard that is placed later is started when it is seen. Every child ends
+with this process, by Ctrl-C, SIGTERM or `kill -9`; the data stays in the data folder and is found
+again. One supervisor per data folder.
 """
 
 from __future__ import annotations
@@ -30,20 +31,31 @@ from actors.ray_runtime import RayRuntime
 from actors.short_dir import make_short_dir, remove_short_dir
 from configs.secret import make_secret
 from configs.settings import Settings, load_settings
+from processor.flow.ports import StoreUnavailable
 from processor.storage import schema
 from processor.storage.api_keys import Scope, create_key, create_merchant, find_key, parse_key
+from processor.storage.catalog import (
+    Database,
+    ForeignDatabase,
+    Placement,
+    open_cluster,
+    place_shards,
+    read_placements,
+)
 from processor.storage.connection import connect
 from processor.storage.directory import ShardEntry, read_directory
 from processor.storage.embedded_postgres import EmbeddedPostgres
 
 DATABASE = "miliano"
 FIRST_MERCHANT = "first"
-SHARD_IDS = [0]
+CORES_PER_SHARD = 4
 WATCH_S = 0.5
 LOOK_S = 0.05
 RECOVERY_S_MAX = 300.0  # A shard with a long journal behind the tables.
 GATEWAY_S_MAX = 60.0
 WAITING_S = 5.0
+PLACEMENTS_S_MAX = 2.0
+CONNECT_S_MAX = 1.0
 
 log = structlog.get_logger("supervisor")
 
@@ -65,6 +77,8 @@ class NotServing(Exception):
 class Running(msgspec.Struct, frozen=True):
     """
     What a running ledger tells others, in `running.json` of its data folder.
+
+    `dsn` has the DSNs of all databases, with spaces between them.
     """
 
     pid: int
@@ -83,6 +97,7 @@ class Runtime(Protocol):
     name: str
 
     def start(self) -> None: ...
+    def add_shard(self, shard_id: int) -> None: ...
     def keep_running(self) -> None: ...
     def stop(self) -> None: ...
 
@@ -107,6 +122,8 @@ class Supervisor:
         self._lock: IO[str] | None = None
         self._postgres: EmbeddedPostgres | None = None
         self._runtime: Runtime | None = None
+        self._databases: list[Database] = []
+        self._shard_ids: list[int] = []
         self._gateway: ChildProcess | None = None
         self._url = ""
 
@@ -121,7 +138,8 @@ class Supervisor:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self._lock_data_dir()
         try:
-            self._start_database()
+            self._start_databases()
+            self._place_shards()
             self._start_shards()
             self._start_gateway()
         except BaseException:
@@ -149,6 +167,7 @@ class Supervisor:
             self._postgres.start()
         if self._runtime is not None:
             self._runtime.keep_running()
+            self._add_new_shards(self._runtime)
         if self._gateway is not None:
             self._gateway.keep_running()
 
@@ -179,20 +198,55 @@ class Supervisor:
             ) from error
         self._lock = lock
 
-    def _start_database(self) -> None:
+    def _start_databases(self) -> None:
         postgres = self._settings.postgres
-        dsn = postgres.dsn
-        if not dsn:
+        dsns = postgres.dsns
+        if not dsns:
             self._progress("starting the embedded Postgres")
             binary_dir = Path(postgres.binary_dir) if postgres.binary_dir else None
             self._postgres = EmbeddedPostgres(self.data_dir / "postgres", binary_dir=binary_dir)
             self._postgres.start()
-            dsn = self._postgres.dsn(DATABASE)
+            dsns = [self._postgres.dsn(name) for name in _names(postgres.embedded_databases)]
         self._progress("migrating the schema")
-        schema.ensure_database(dsn)
-        schema.migrate(dsn)
+        for dsn in dsns:
+            schema.ensure_database(dsn)
+            schema.migrate(dsn)
         # The parts are processes of their own and read their settings from the environment.
-        os.environ["MILIANO_POSTGRES_DSN"] = dsn
+        os.environ["MILIANO_POSTGRES_DSN"] = " ".join(dsns)
+
+    def _place_shards(self) -> None:
+        """
+        Open the cluster of all databases; at the first start, say which shards there are.
+        """
+        dsns = os.environ["MILIANO_POSTGRES_DSN"].split()
+        by_cores = max(1, (os.cpu_count() or 1) // CORES_PER_SHARD)
+        shard_count = self._settings.cluster.shards or by_cores
+
+        async def place() -> list[Placement]:
+            self._databases = await open_cluster(dsns)
+            return await place_shards(self._databases, shard_count)
+
+        try:
+            placements = asyncio.run(place())
+        except (ForeignDatabase, StoreUnavailable) as error:
+            raise NotServing(str(error)) from error
+        self._shard_ids = [placement.shard_id for placement in placements]
+
+    def _add_new_shards(self, runtime: Runtime) -> None:
+        """
+        Start the shards that were placed since.
+        """
+        try:
+            placements = asyncio.run(
+                asyncio.wait_for(read_placements(self._databases), PLACEMENTS_S_MAX)
+            )
+        except (TimeoutError, StoreUnavailable) as error:
+            log.warning("placements not read", error=f"{type(error).__name__}: {error}")
+            return
+        for placement in placements:
+            if placement.shard_id not in self._shard_ids:
+                self._shard_ids.append(placement.shard_id)
+                runtime.add_shard(placement.shard_id)
 
     def _start_shards(self) -> None:
         make_secret(self._settings.cluster)
@@ -201,9 +255,10 @@ class Supervisor:
         self._settings = load_settings()
         if self._settings.cluster.runtime == "ray":
             self._progress("starting Ray")
-            self._runtime = RayRuntime(self._settings, SHARD_IDS, self.data_dir)
+            self._runtime = RayRuntime(self._settings, self._shard_ids, self.data_dir)
         else:
-            self._runtime = ProcessRuntime(SHARD_IDS, self.log_dir)
+            database_count = len(self._settings.postgres.dsns)
+            self._runtime = ProcessRuntime(self._shard_ids, database_count, self.log_dir)
         self._runtime.start()
         self._progress("waiting for the shards")
         self._until(self._shards_serve, "the shards", RECOVERY_S_MAX)
@@ -219,7 +274,7 @@ class Supervisor:
         os.environ["MILIANO_GATEWAY_PORT"] = str(port)
         self._progress("starting the gateway")
         key_file = self.data_dir / "api_key"
-        self.new_key = asyncio.run(_make_first_key(self._settings.postgres.dsn, key_file))
+        self.new_key = asyncio.run(_make_first_key(self._settings.postgres.catalog_dsn, key_file))
         self._gateway = ChildProcess(
             "gateway", ["gateway"], log_path=self.log_dir / "gateway.log", environment={}
         )
@@ -247,7 +302,7 @@ class Supervisor:
             time.sleep(LOOK_S)
 
     def _shards_serve(self) -> bool:
-        entries = asyncio.run(_read_entries(self._settings.postgres.dsn))
+        entries = asyncio.run(_read_entries(self._settings.postgres.dsns))
         self.halted = {
             entry.shard_id: entry.halted_for or "halted by hand"
             for entry in entries
@@ -258,7 +313,7 @@ class Supervisor:
             for entry in entries
             if entry.endpoint is not None and asyncio.run(_takes_connections(entry.endpoint))
         }
-        return serving | self.halted.keys() >= set(SHARD_IDS)
+        return serving | self.halted.keys() >= set(self._shard_ids)
 
     def _gateway_answers(self) -> bool:
         assert self._gateway is not None
@@ -275,12 +330,22 @@ class Supervisor:
             return False
 
 
-async def _read_entries(dsn: str) -> list[ShardEntry]:
-    connection = await connect(dsn, application_name="miliano/supervisor")
-    try:
-        return await read_directory(connection)
-    finally:
-        await connection.close()
+def _names(database_count: int) -> list[str]:
+    """
+    Name the databases of the embedded server; the first has the catalog.
+    """
+    return [DATABASE, *(f"{DATABASE}_{number}" for number in range(1, database_count))]
+
+
+async def _read_entries(dsns: list[str]) -> list[ShardEntry]:
+    entries = []
+    for dsn in dsns:
+        connection = await connect(dsn, application_name="miliano/supervisor")
+        try:
+            entries += await read_directory(connection)
+        finally:
+            await connection.close()
+    return entries
 
 
 async def _takes_connections(endpoint: str) -> bool:
@@ -290,11 +355,13 @@ async def _takes_connections(endpoint: str) -> bool:
     kind, _, where = endpoint.partition(":")
     host, _, port = where.rpartition(":")
     try:
-        if kind == "unix":
-            _, writer = await asyncio.open_unix_connection(where)
-        else:
-            _, writer = await asyncio.open_connection(host, int(port))
-    except OSError:
+        # A machine that is off answers nothing at all, for minutes.
+        async with asyncio.timeout(CONNECT_S_MAX):
+            if kind == "unix":
+                _, writer = await asyncio.open_unix_connection(where)
+            else:
+                _, writer = await asyncio.open_connection(host, int(port))
+    except (TimeoutError, OSError):
         return False
     writer.close()
     return True

@@ -5,11 +5,15 @@ Phases: RECOVERING takes the shard over, replays the journal's tail and writes a
 RUNNING decides and commits; DRAINING takes nothing more and finishes what it has; HALTED waits
 for a person. A shard that is fenced, or that cannot explain its state, ends the process.
 
-Rule 1: one task decides (frames in order, to the end), one task commits (one append in flight).
-        Batch n+1 is collected and decided while batch n commits; it is closed when n is durable,
-        so its size follows the load and needs no timer.
+Rule 1: one task decides (frames of clients and words of peers, each to the end), one task commits
+        (one append in flight). Batch n+1 is collected and decided while batch n commits; it is
+        closed when n is durable, so its size follows the load and needs no timer.
 Rule 2: a frame is refused before anything of it is decided, or not at all.
-Rule 3: what is not in memory is loaded before `decide` runs; what is evicted is in the tables.
+Rule 3: peers come first, for what they wait for is on its way already; but never two of their
+        messages in a row while a client waits.
+Rule 4: a shard whose channels contradict those of a peer, or whose journal was set back, halts,
+        and so does the peer. It tells the peer only after a look at the fence: one that was
+        replaced has an old state and proves nothing.
 """
 
 from __future__ import annotations
@@ -21,42 +25,45 @@ import gc
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
 
+from actors.cluster_notices import ClusterNotices
+from actors.peer_intake import PeerIntake, Said, Speaker
+from actors.peer_links import PeerLinks
+from actors.shard_memory import ShardMemory
+from actors.shard_recovery import UNEXPLAINED, Recovered, recover
 from configs.settings import ShardSettings
-from processor.core.apply import apply, wallets_touched
-from processor.core.commands import Command, MoveMoney, TransferType, wallets_named
-from processor.core.decisions import (
-    DECISION_FORMAT,
-    EpochStarted,
-    decode_decisions,
-    encode_decisions,
-)
-from processor.core.invariants import broken_wallets
-from processor.core.record import GENESIS_CHAIN, BrokenChain, Record, check_link, seal
+from processor.core.apply import apply
+from processor.core.channel import ChannelBroken
+from processor.core.decisions import DECISION_FORMAT, EpochStarted, SlotsGranted, encode_decisions
+from processor.core.record import GENESIS_CHAIN, Record, seal
+from processor.core.slots import SlotMap
 from processor.core.state import ShardState
-from processor.flow.batch import Batch, Deliver
+from processor.core.wallets_needed import wallets_of_answers, wallets_of_entries
+from processor.flow.batch import Batch
+from processor.flow.channel_link import Answers, Broken, Effect, Entries, OutOfOrder, Welcome
 from processor.flow.frames import NotServing, Overloaded, RequestFrame, StaleEpoch
-from processor.flow.key_filter import KeyFilter
 from processor.flow.ports import (
     AppendInDoubt,
-    Fenced,
-    RecoveryView,
+    SetBack,
+    ShardCluster,
     ShardHalted,
     ShardStore,
     StoreUnavailable,
 )
+from processor.flow.settlement_watch import Deliver, SettlementWatch
 
 WATERMARK_POLL_S = 0.2
 RETRY_S = 0.05
 RETRY_S_MAX = 2.0
-EVICTED_AT_ONCE_MAX = 10_000
 EXIT_CODE = 70  # EX_SOFTWARE: Ray counts it as a crash and starts the actor again.
+
+T = TypeVar("T")
 
 log = structlog.get_logger("shard")
 
@@ -82,6 +89,8 @@ class ShardStatistics(msgspec.Struct, frozen=True):
     lag_records: int
     lag_commands: int
     queued_commands: int
+    slots: int
+    pending_entries: int  # On their way to other shards.
     wallets_in_memory: int
     keys_in_memory: int
     key_filter_complete: bool
@@ -102,17 +111,21 @@ def end_process(reason: str) -> None:
 
 class WalletShard:
     """
-    Owns one shard. `run` lives as long as the shard does; `offer` is its only way in.
+    Owns one shard. `run` lives as long as the shard does; `offer` is the only way in for clients,
+    `offer_said` for peers.
 
-    *clock_us* is the wall clock in µs; *fatal* ends the process (a test ends the object).
+    *secret* is the cluster's, for connections to peers; *clock_us* is the wall clock in µs;
+    *fatal* ends the process (a test ends the object).
     """
 
     def __init__(
         self,
         shard_id: int,
         store: ShardStore,
+        cluster: ShardCluster,
         settings: ShardSettings,
         *,
+        secret: bytes,
         build: str,
         publish_endpoint: Callable[[], str],
         clock_us: Callable[[], int] = lambda: time.time_ns() // 1000,
@@ -123,24 +136,29 @@ class WalletShard:
         self.halted_for: str | None = None
         self.running = asyncio.Event()
         self._store = store
+        self._cluster = cluster
         self._settings = settings
         self._build = build
         self._publish_endpoint = publish_endpoint
         self._clock_us = clock_us
         self._fatal = fatal
-        self._state = ShardState(shard_id)
-        self._filter = KeyFilter()
+        self._memory = ShardMemory(ShardState(shard_id), store, settings)
         self._sequence = 0  # Of the last durable record.
         self._chain = GENESIS_CHAIN
         self._at_us = 0
         self._watermark = 0  # As last seen.
         self._watermark_seen = (0, 0)  # An earlier one, and how many records were durable then.
-        self._durable_watermark = 0  # What may be forgotten: see `_follow_watermark`.
         self._lagging: deque[tuple[int, int]] = deque()  # (sequence, commands) not projected.
         self._lag_commands = 0
         self._intake: deque[tuple[RequestFrame, Deliver]] = deque()
         self._queued_commands = 0
-        self._batch = Batch(1)
+        self._peer_intake = PeerIntake(self._peers_said)
+        self._peers = PeerLinks(secret, self._peer_intake, settings.entries_in_flight_max)
+        self._notices = ClusterNotices(cluster, self._journal_end, settings.witness_ms)
+        self._is_peers_turn = True
+        self._contradiction: tuple[Speaker, str] | None = None
+        self._settlements = SettlementWatch()
+        self._batch = Batch(1, self._settlements)
         self._work = asyncio.Event()  # Something to decide, or room to decide it.
         self._decided = asyncio.Event()  # Something to commit.
         self._idle = asyncio.Event()
@@ -172,21 +190,38 @@ class WalletShard:
 
     def _enter_running(self) -> None:
         self.phase = Phase.RUNNING
-        self._start(self._decide_frames())
+        self._start(self._peers.run())
+        self._start(self._decide())
         self._start(self._commit_batches())
         self._start(self._follow_watermark())
-        self._start(self._fill_filter())
+        self._start(self._until_available(self._memory.keep_filled))
+        self._start(self._notices.tell_slots())
+        self._start(self._notices.bear_witness())
+        self._peers.recovered(self._state)
         self.running.set()
         log.info("shard runs", **msgspec.to_builtins(self.statistics()))
 
     async def _enter_halted(self, reason: str) -> None:
         self.phase = Phase.HALTED
         self.halted_for = reason
+        self._peers.close()
+        for task in self._tasks:
+            task.cancel()
+        for frame, deliver in self._intake:
+            deliver(NotServing(frame.frame_id))
+        self._intake.clear()
         log.critical("shard is halted", shard_id=self.shard_id, reason=reason)
         await asyncio.Event().wait()
 
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.create_task(work))
+
+    @property
+    def is_idle(self) -> bool:
+        """
+        Say whether everything that was taken in is durable and answered.
+        """
+        return not (self._intake or self._peer_intake or self._batch) and self._idle.is_set()
 
     async def drain(self) -> None:
         """
@@ -194,9 +229,10 @@ class WalletShard:
         """
         if self.phase is Phase.RUNNING:
             self.phase = Phase.DRAINING
-        while self.phase is Phase.DRAINING and (
-            self._intake or self._batch or not self._idle.is_set()
-        ):
+            # What peers said and is not decided, they say again to the next owner.
+            self._peers.close()
+            self._peer_intake.clear()
+        while self.phase is Phase.DRAINING and not self.is_idle:
             await asyncio.sleep(0.005)
 
     async def stop(self) -> None:
@@ -204,85 +240,103 @@ class WalletShard:
         Let go of everything at once, without draining.
         """
         self.phase = Phase.STOPPED
+        self._peers.close()
         for task in self._tasks:
             task.cancel()
         await self._store.close()
+        await self._cluster.close()
 
     # --- Recovery -------------------------------------------------------------------------
+
+    @property
+    def _state(self) -> ShardState:
+        return self._memory.state
 
     async def _recover(self) -> None:
         started = time.monotonic()
         await self._until_available(lambda: self._store.take_over(build=self._build))
-        await self._until_available(self._replay)
+        slot_map = await self._until_available(self._cluster.slot_map)
+        await self._until_available(lambda: self._read_state(slot_map))
+        await self._until_available(self._check_witness)
         await self._until_available(lambda: self._store.prepare_journal(self._sequence + 1))
-        self._batch = Batch(self._sequence + 1)
-        self._batch.at_us = self._next_at_us()
-        self._batch.decisions.append(EpochStarted(self._build))
-        # This also proves the write path before anybody is told where we are.
-        await self._commit(self._batch)
-        self._batch = Batch(self._sequence + 1)
+        await self._begin_epoch()
         await self._publish()
+        self._notices.slots_came(self._unknown_slots(slot_map))
         # Loaded objects live as long as the process: keep the collector away from them.
         gc.collect()
         gc.freeze()
         self._recovery_ms = int((time.monotonic() - started) * 1000)
 
-    async def _until_available(self, call: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+    async def _until_available(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
         pause = RETRY_S
         while True:
             try:
-                await call()
+                return await call()
             except StoreUnavailable as error:
                 log.warning("store unavailable", shard_id=self.shard_id, error=str(error))
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, RETRY_S_MAX)
-            else:
-                return
 
-    async def _replay(self) -> None:
-        self._state = ShardState(self.shard_id)
-        self._lagging.clear()
-        self._lag_commands = 0
+    async def _read_state(self, slot_map: SlotMap) -> None:
         try:
-            async with self._store.recovery_view() as view:
-                await self._replay_view(view)
-        except (BrokenChain, AssertionError, KeyError, ValueError) as error:
+            recovered = await recover(self._store, self.shard_id, slot_map)
+        except UNEXPLAINED as error:
             reason = f"recovery refused: {type(error).__name__}: {error}"
             await self._store.halt(reason)
             raise ShardHalted(reason) from error
+        self._take_in(recovered)
 
-    async def _replay_view(self, view: RecoveryView) -> None:
-        sequence, chain = view.watermark, view.watermark_chain
-        epoch, self._at_us = view.watermark_epoch, view.watermark_at_us
-        async for record in view.records():
-            check_link(record, after_sequence=sequence, after_chain=chain)
-            if record.epoch > self._store.epoch:
-                raise Fenced(f"sequence {record.sequence} is of epoch {record.epoch}")
-            if record.epoch < epoch or record.epoch == self._store.epoch:
-                raise BrokenChain(f"sequence {record.sequence} is of epoch {record.epoch}")
-            await self._replay_record(view, record)
-            sequence, chain, epoch = record.sequence, record.chain, record.epoch
-            self._at_us = record.at_us
-            self._lags(record.sequence, record.count)
-        broken = broken_wallets(self._state.wallets.values())
-        if broken:
-            raise BrokenChain(f"the replayed state breaks a rule: {broken[0]}")
-        self._watermark = self._durable_watermark = view.watermark
-        self._watermark_seen = (view.watermark, 0)
-        self._sequence, self._chain = sequence, chain
+    def _take_in(self, recovered: Recovered) -> None:
+        self._memory.state = recovered.state
+        self._sequence, self._chain = recovered.sequence, recovered.chain
+        self._at_us = recovered.at_us
+        self._watermark = recovered.watermark
+        recovered.state.tables_reach(recovered.watermark)
+        self._watermark_seen = (recovered.watermark, 0)
+        self._lagging.clear()
+        self._lag_commands = 0
+        for sequence, command_count in recovered.lagging:
+            self._lags(sequence, command_count)
 
-    async def _replay_record(self, view: RecoveryView, record: Record) -> None:
-        state = self._state
-        decisions = decode_decisions(record.payload, record.format)
-        if len(decisions) != record.count:
-            raise BrokenChain(f"sequence {record.sequence} has {len(decisions)} decisions")
-        named = {name for decision in decisions for name in wallets_touched(state, decision)}
-        missing = named.difference(state.wallets)
-        if missing:
-            for wallet in await view.load_wallets(missing):
-                state.load(wallet)
-        for decision in decisions:
-            apply(state, decision, record.sequence, record.at_us)
+    async def _check_witness(self) -> None:
+        """
+        Halt, with all peers, when others have seen more of this journal than there is.
+        """
+        try:
+            await self._cluster.check_witness(self._sequence, self._store.chain_at)
+        except SetBack as error:
+            reason = f"set back: {error}"
+            # The peers first: once this shard is halted, nobody comes by here again.
+            await self._cluster.halt_peers(reason)
+            await self._store.halt(reason)
+            raise ShardHalted(reason) from error
+
+    async def _begin_epoch(self) -> None:
+        """
+        Write the first record; this also proves the write path before anybody is told of us.
+        """
+        batch = Batch(self._sequence + 1)
+        batch.at_us = self._next_at_us()
+        batch.decisions.append(EpochStarted(self._build))
+        if not self._state.has_granted:
+            slots = await self._until_available(self._cluster.first_slots)
+            if slots is not None:
+                batch.decisions.append(SlotsGranted(*slots))
+        for decision in batch.decisions:
+            apply(self._state, decision, batch.sequence, batch.at_us)
+        await self._commit(batch)
+        self._batch = Batch(self._sequence + 1, self._settlements)
+
+    def _unknown_slots(self, slot_map: SlotMap) -> list[tuple[int, int]]:
+        """
+        List the own slots of which the catalog does not know that they are here.
+        """
+        own = self._state.slots
+        return [
+            (slot, own.generation(slot))
+            for slot in own.slots_of(self.shard_id)
+            if slot_map.owner(slot) != self.shard_id
+        ]
 
     # --- Intake ---------------------------------------------------------------------------
 
@@ -302,6 +356,24 @@ class WalletShard:
             self._idle.clear()
             self._work.set()
 
+    def offer_said(self, speaker: Speaker, said: Effect) -> None:
+        """
+        Take in what a peer said, or hang up on it: it calls again.
+        """
+        if self.phase is Phase.RUNNING:
+            self._peer_intake.put(speaker, said)
+        else:
+            speaker.drop(f"shard {self.shard_id} is {self.phase.value}")
+
+    def endpoints_changed(self, endpoints: Mapping[int, str]) -> None:
+        """
+        Take in where other shards are served.
+        """
+        self._peers.endpoints_changed(endpoints)
+
+    def _peers_said(self) -> None:
+        self._work.set()
+
     def _overloaded(self, command_count: int) -> bool:
         settings = self._settings
         return (
@@ -316,26 +388,76 @@ class WalletShard:
 
     # --- Decide ---------------------------------------------------------------------------
 
-    async def _decide_frames(self) -> None:
-        while True:
-            while not self._intake or self._batch_is_full():
+    async def _decide(self) -> None:
+        while self._contradiction is None:
+            while not (self._intake or self._peer_intake) or self._batch_is_full():
                 self._work.clear()
                 await self._work.wait()
-            frame, deliver = self._intake[0]
-            wallets, keys = self._missing(frame.commands)
-            if wallets or keys:
-                await self._until_available(functools.partial(self._load, wallets, keys))
-            # No await from here to the end of the frame: the state is the loaded one.
-            self._intake.popleft()
-            self._queued_commands -= len(frame.commands)
-            batch = self._batch
-            if not batch.at_us:
-                batch.at_us = self._next_at_us()
-            batch.add(self._state, frame, deliver)
-            self._command_count += len(frame.commands)
+            self._is_peers_turn = bool(self._peer_intake) and (
+                not self._intake or not self._is_peers_turn
+            )
+            if self._is_peers_turn:
+                await self._decide_said()
+            else:
+                await self._decide_frame()
             self._decided.set()
-            self._forget()
+            self._memory.forget()
             await asyncio.sleep(0)
+
+    async def _decide_frame(self) -> None:
+        frame, deliver = self._intake[0]
+        wallets, keys, slots = self._memory.missing(frame.commands)
+        if wallets or keys or slots:
+            await self._load(wallets, keys, slots)
+        # No await from here to the end of the frame: the state is the loaded one.
+        self._intake.popleft()
+        self._queued_commands -= len(frame.commands)
+        self._stamped_batch().add(self._state, frame, deliver)
+        self._command_count += len(frame.commands)
+
+    async def _decide_said(self) -> None:
+        speaker, said = self._peer_intake.first()
+        wallets = self._wallets_needed(speaker, said)
+        if wallets:
+            await self._load(wallets, [], [])
+        if not self._peer_intake:
+            return  # Drained meanwhile.
+        # No await from here to the end.
+        self._peer_intake.pop()
+        if not speaker.is_open:
+            return  # The answer has nowhere to go, and the next connection starts anew.
+        batch = self._stamped_batch()
+        taken_count = len(batch.taken)
+        try:
+            self._peers.decide(self._state, batch, speaker, said)
+        except OutOfOrder as error:
+            speaker.drop(str(error))
+        except ChannelBroken as error:
+            self._contradiction = (speaker, str(error))
+        if len(batch.taken) > taken_count:
+            self._memory.slot_came()
+
+    def _wallets_needed(self, speaker: Speaker, said: Said) -> list[str]:
+        if isinstance(said, Entries):
+            return wallets_of_entries(self._state, said.entries)
+        if isinstance(said, Answers | Welcome):
+            answers = self._peers.unsettled(speaker, said)
+            return wallets_of_answers(self._state, speaker.peer, answers)
+        return []
+
+    async def _load(self, wallets: list[str], keys: list[bytes], slots: list[int]) -> None:
+        memory = self._memory
+        if wallets:
+            await self._until_available(lambda: memory.load_wallets(wallets))
+        if keys:
+            await self._until_available(lambda: memory.load_keys(keys))
+        for slot in slots:
+            await self._until_available(functools.partial(memory.load_slot, slot))
+
+    def _stamped_batch(self) -> Batch:
+        if not self._batch.at_us:
+            self._batch.at_us = self._next_at_us()
+        return self._batch
 
     def _batch_is_full(self) -> bool:
         return self._batch.command_count >= self._settings.batch_commands_max
@@ -344,78 +466,38 @@ class WalletShard:
         self._at_us = max(self._at_us + 1, self._clock_us())
         return self._at_us
 
-    def _missing(self, commands: list[Command]) -> tuple[set[str], list[bytes]]:
-        wallets = self._state.wallets
-        young, old = self._state.keys.young, self._state.keys.old
-        may_contain = self._filter.may_contain
-        missing: set[str] = set()
-        unsure: list[bytes] = []
-        for command in commands:
-            if type(command) is MoveMoney:
-                key = command.key
-                if key not in young and key not in old and may_contain(key):
-                    unsure.append(key)
-                if command.transfer_type == TransferType.TRANSFER:
-                    if command.source not in wallets:
-                        missing.add(command.source)
-                    if command.destination not in wallets:
-                        missing.add(command.destination)
-                    continue
-            missing.update(
-                name for name in wallets_named(command, self.shard_id) if name not in wallets
-            )
-        return missing, unsure
-
-    async def _load(self, missing_wallets: set[str], unsure_keys: list[bytes]) -> None:
-        if missing_wallets:
-            for wallet in await self._store.load_wallets(missing_wallets):
-                self._state.load(wallet)
-        if unsure_keys:
-            keys = self._state.keys
-            for remembered in await self._store.load_keys(unsure_keys):
-                decision, sequence, at_us = remembered
-                if keys.find(decision.key) is None:
-                    keys.remember(decision, sequence, at_us)
-
-    def _forget(self) -> None:
-        """
-        Keep memory bounded: drop only what the tables have.
-        """
-        keys = self._state.keys
-        if len(keys.young) * 2 > self._settings.keys_recent_max:
-            forgotten = self._state.forget_keys(self._durable_watermark)
-            if forgotten:
-                self._filter.add(forgotten)
-        wallets = self._state.wallets
-        excess = len(wallets) - self._settings.wallets_max
-        if excess > 0:
-            self._evict(min(excess, EVICTED_AT_ONCE_MAX))
-
-    def _evict(self, count: int) -> None:
-        wallets = self._state.wallets
-        oldest = [wallet_id for wallet_id, _ in zip(wallets, range(count), strict=False)]
-        for wallet_id in oldest:
-            wallet = wallets.pop(wallet_id)
-            if wallet.sequence > self._durable_watermark:
-                wallets[wallet_id] = wallet  # Newer than its row: stays, at the far end.
-
     # --- Commit ---------------------------------------------------------------------------
 
     async def _commit_batches(self) -> None:
         while True:
             while not self._batch:
+                if self._contradiction is not None:
+                    await self._halt_for(*self._contradiction)
                 self._idle.set()
                 self._decided.clear()
                 await self._decided.wait()
             self._idle.clear()
             batch = self._batch
-            self._batch = Batch(batch.sequence + 1 if batch.decisions else batch.sequence)
+            following = batch.sequence + 1 if batch.decisions else batch.sequence
+            self._batch = Batch(following, self._settlements)
             self._work.set()
             if batch.decisions:
                 await self._commit(batch)
             else:
                 await self._check_fence()
             batch.release()
+            self._peers.made_durable(self._state, batch.ends)
+            self._notices.slots_came(batch.taken)
+
+    async def _halt_for(self, speaker: Speaker, why: str) -> None:
+        """
+        Halt, and make the peer halt, because the ends of a channel contradict each other.
+        """
+        await self._check_fence()
+        reason = f"channel broken: {why}"
+        await self._until_available(lambda: self._store.halt(reason))
+        speaker.say(Broken(reason))
+        raise ShardHalted(reason)
 
     async def _commit(self, batch: Batch) -> None:
         """
@@ -521,7 +603,7 @@ class WalletShard:
                 candidate, seen_at_record = self._watermark_seen
                 # Two records on: an append in flight when it was seen does not count.
                 if self._record_count >= seen_at_record + 2:
-                    self._durable_watermark = candidate
+                    self._state.tables_reach(candidate)
                     self._watermark_seen = (self._watermark, self._record_count)
                 while self._lagging and self._lagging[0][0] <= self._watermark:
                     self._lag_commands -= self._lagging.popleft()[1]
@@ -530,20 +612,11 @@ class WalletShard:
                 log.warning("watermark not read", shard_id=self.shard_id, error=str(error))
             await asyncio.sleep(WATERMARK_POLL_S)
 
-    async def _fill_filter(self) -> None:
-        """
-        Read every key of the tables into the filter; until then each miss is looked up.
-        """
-
-        async def fill() -> None:
-            async for keys in self._store.key_pages():
-                self._filter.add(keys)
-                await asyncio.sleep(0)
-
-        await self._until_available(fill)
-        self._filter.complete = True
+    def _journal_end(self) -> tuple[int, int, bytes]:
+        return self._store.epoch, self._sequence, self._chain
 
     def statistics(self) -> ShardStatistics:
+        state = self._state
         return ShardStatistics(
             shard_id=self.shard_id,
             phase=self.phase.value,
@@ -553,9 +626,11 @@ class WalletShard:
             lag_records=self._sequence - self._watermark,
             lag_commands=self._lag_commands,
             queued_commands=self._queued_commands,
-            wallets_in_memory=len(self._state.wallets),
-            keys_in_memory=len(self._state.keys),
-            key_filter_complete=self._filter.complete,
+            slots=len(state.slots.slots_of(self.shard_id)),
+            pending_entries=sum(len(c.outbox) for c in state.channels.outgoing.values()),
+            wallets_in_memory=len(state.wallets),
+            keys_in_memory=len(state.keys),
+            key_filter_complete=self._memory.filter.complete,
             command_count=self._command_count,
             record_count=self._record_count,
             recovery_ms=self._recovery_ms,

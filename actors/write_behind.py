@@ -18,7 +18,8 @@ from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import SilentRollback
 from processor.storage.directory import Directory, ShardEntry
 from processor.storage.projection import Projection, Unprojectable, WatermarkMoved
-from processor.storage.shard_store import STORE_ERRORS, PostgresShardStore
+from processor.storage.session import STORE_ERRORS
+from processor.storage.shard_store import PostgresShardStore
 
 RETRY_S = 0.2
 

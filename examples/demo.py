@@ -1,8 +1,10 @@
 """
-Pays 10,000 salaries, kills the shard half-way, and proves that nothing was lost or paid twice.
+Pays 10,000 salaries, kills the payer's shard half-way, and proves that nothing was lost or paid
+twice.
 
 Everything is done as a user does it: the command line and HTTP. It starts a ledger of its own in
-`.miliano-demo`, with Ray and the embedded Postgres, and leaves no process behind. It ends with 0
+`.miliano-demo`, with Ray, the embedded Postgres and two shards, so that half of the money goes from
+one shard to another, and leaves no process behind. It ends with 0
 only if every number came out as it had to.
 
     make demo
@@ -42,6 +44,7 @@ ROWS, PAID, INVALID, REFUSED = 10_000, 9_938, 47, 15  # What the file holds; see
 REFERENCE = "salaries-2026-05"
 ROWS_PER_SECOND = 4_000  # So slow that half-way can be seen.
 CONNECTIONS = 64
+SHARD_COUNT = 2
 WAIT_S_MAX = 60.0
 
 console = Console(highlight=False, soft_wrap=True)
@@ -86,9 +89,9 @@ def tell_story(ledger: Ledger) -> None:
     for error in report["errors"][:3]:
         tell(f"  row {error['row_number']}: {error['message']}")
     deposit = {"destination": SOURCE, "amount": amount, "currency": "EUR"}
-    ledger.call("POST", "/v1/deposits", deposit, key="demo-funding")
+    funding = ledger.call("POST", "/v1/deposits", deposit, key="demo-funding")
 
-    shard = ledger.miliano("status")["shards"][0]
+    shard = ledger.shard(funding["shard"])
     batch_id = ledger.submit()["batch"]["id"]
     tell(f"batch submitted, at most {ROWS_PER_SECOND:,} rows/s")
     crash_half_way(ledger, batch_id, shard)
@@ -104,16 +107,17 @@ def tell_story(ledger: Ledger) -> None:
 
 def crash_half_way(ledger: Ledger, batch_id: str, shard: dict[str, Any]) -> None:
     """
-    Kill the shard's process, and measure how long no wallet can be reached.
+    Kill the process of the payer's shard, and measure how long its wallet cannot be reached.
     """
     batch = ledger.wait_until(batch_id, lambda found: done_count(found) >= ROWS // 2)
     os.kill(shard["pid"], signal.SIGKILL)
     killed_at = time.monotonic()
-    tell(f"[bold red]kill -9[/] of the shard (pid {shard['pid']}) after {done_count(batch):,} rows")
+    victim = f"the payer's shard {shard['shard']} (pid {shard['pid']})"
+    tell(f"[bold red]kill -9[/] of {victim} after {done_count(batch):,} rows")
     ledger.wait_until_reached(SOURCE)
     outage_s = time.monotonic() - killed_at
     batch = ledger.call("GET", f"/v1/payout-batches/{batch_id}")
-    now = ledger.wait_until_epoch_after(shard["epoch"])
+    now = ledger.wait_until_epoch_after(shard["epoch"], shard["shard"])
     tell(f"[bold green]recovered[/] by itself, {outage_s:.1f} s without service:")
     tell(f"  epoch {shard['epoch']} -> {now['epoch']}, pid {shard['pid']} -> {now['pid']}")
     tell(f"  the batch goes on by itself from row {done_count(batch):,}")
@@ -256,13 +260,19 @@ class Ledger:
                 time.sleep(0.02)
         raise Wrong("the shard does not come back")
 
-    def wait_until_epoch_after(self, epoch: int) -> dict[str, Any]:
+    def shard(self, number: int) -> dict[str, Any]:
+        """
+        Say what the status says of a shard.
+        """
+        return next(s for s in self.miliano("status")["shards"] if s["shard"] == number)
+
+    def wait_until_epoch_after(self, epoch: int, number: int) -> dict[str, Any]:
         """
         Ask for the status until the shard has a later epoch: somebody has taken it over.
         """
         deadline = time.monotonic() + WAIT_S_MAX
         while time.monotonic() < deadline:
-            shard: dict[str, Any] = self.miliano("status")["shards"][0]
+            shard = self.shard(number)
             if shard["epoch"] > epoch and shard["phase"] == "serving":
                 return shard
         raise Wrong("the shard was not taken over")
@@ -313,12 +323,13 @@ def running_ledger() -> Iterator[Ledger]:
     """
     Run `miliano up` on a free port, and stop it at the end whatever happens.
     """
-    tell("starting a fresh ledger: Postgres, Ray, a shard, a gateway")
+    tell(f"starting a fresh ledger: Postgres, Ray, {SHARD_COUNT} shards, a gateway")
     process = subprocess.Popen(
         [MILIANO, "up", "--json", "--port", "0", "--data-dir", DATA_DIR],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        env=os.environ | {"MILIANO_CLUSTER_SHARDS": str(SHARD_COUNT)},
     )
     assert process.stdout is not None
     try:

@@ -16,7 +16,7 @@ from gateway.authentication import Caller, VerifiedKeys
 from gateway.health_watch import HealthWatch
 from gateway.payout_opening import Payouts
 from gateway.reply import Reply
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
 from gateway.validation import Validation
 from gateway.watermarks import Watermarks
 from processor.storage.api_keys import Scope

@@ -36,6 +36,10 @@ SOURCE_ERRORS = (
 DESTINATION_ERRORS = ("destination_unknown", "destination_closed", "destination_locked")
 
 POSTED = "The money is in both wallets, on disk."
+PENDING = (
+    "The money is set aside in the source, on disk, and on its way to another shard. It is certain "
+    "to be posted or rejected; Location says where to look, and the same key tells it too."
+)
 
 PAYOUT_EXAMPLE = (
     '{"reference": "salaries-05", "source": "payroll", "currency": "EUR", "items": '
@@ -53,7 +57,7 @@ ENDPOINTS = (
         media_types=JSON_BODY,
         example='{"source":"shop:till","destination":"wal-7","amount":1099,"currency":"EUR"}',
         response=wire.Transfer,
-        statuses={201: POSTED},
+        statuses={201: POSTED, 202: PENDING},
         scope=Scope.TRANSFERS_WRITE,
         idempotent=True,
         commands=True,
@@ -82,8 +86,9 @@ ENDPOINTS = (
         summary="Look at a transfer, deposit or withdrawal",
         handler=transfers.get_transfer,
         response=wire.Transfer,
-        statuses={200: "The transfer, with the balance of your own wallet after it."},
+        statuses={200: "The transfer as it is now, with the balance of your own wallet after it."},
         scope=Scope.TRANSFERS_READ,
+        commands=True,
         errors=("transfer_unknown",),
     ),
     Endpoint(

@@ -5,13 +5,13 @@ Does money move? One look at the shards and their tables.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Literal, cast
 
 from configs.settings import Settings
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
 from gateway.wire import Health, ShardHealth
-from processor.flow.ports import StoreUnavailable
-from processor.storage.history import History, ShardProgress
+from processor.storage.history import History, Progress, ShardProgress
 
 REMEMBERED_S = 0.5
 
@@ -36,18 +36,25 @@ class HealthWatch:
         return await asyncio.shield(self._look)
 
     async def _read(self) -> Health:
-        try:
-            shards = [self._shard(progress) for progress in await self._history.shards()]
-            is_reachable = True
-        except StoreUnavailable:
-            shards = []
-            is_reachable = False
+        progress = await self._history.shards()
+        shards = [self._shard(shard) for shard in progress.shards]
         return Health(
             live=True,
-            ready=bool(shards) and all(s.state == "active" and s.connected for s in shards),
+            ready=self._is_ready(progress, shards),
             durability=self._durability,
-            database="reachable" if is_reachable else "unreachable",
+            database="unreachable" if progress.databases_down else "reachable",
             shards=shards,
+        )
+
+    def _is_ready(self, progress: Progress, shards: Sequence[ShardHealth]) -> bool:
+        """
+        Say whether every wallet can be reached: each shard that has slots, or had.
+        """
+        return (
+            self._shards.knows_slots
+            and not progress.databases_down
+            and all(shard.state == "active" for shard in shards)
+            and all(client.connected for client in self._shards.statistics())
         )
 
     def _shard(self, progress: ShardProgress) -> ShardHealth:

@@ -18,7 +18,7 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
 
 LATENCY_BOUNDS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -88,7 +88,12 @@ class GatewayCollector(Collector):
     def _shard_metrics(self) -> Iterator[Metric]:
         statistics = self._shards.statistics()
         gauges = ("connected", "epoch", "queued_commands", "frames_in_flight")
-        counters = ("frame", "command", "resent_command")
+        counters = {
+            "frame": "Frames sent to a shard.",
+            "command": "Commands sent to a shard.",
+            "resent_command": "Commands sent to a shard again, because an answer was lost.",
+            "pending_answer": "Transfers told as pending: they were not settled in time.",
+        }
         for name in gauges:
             gauge = GaugeMetricFamily(
                 f"miliano_shard_client_{name}", f"{name} of a shard client.", labels=("shard",)
@@ -96,9 +101,9 @@ class GatewayCollector(Collector):
             for shard in statistics:
                 gauge.add_metric((str(shard.shard_id),), getattr(shard, name))
             yield gauge
-        for name in counters:
+        for name, meaning in counters.items():
             counter = CounterMetricFamily(
-                f"miliano_shard_client_{name}s", f"{name}s sent to a shard.", labels=("shard",)
+                f"miliano_shard_client_{name}s", meaning, labels=("shard",)
             )
             for shard in statistics:
                 counter.add_metric((str(shard.shard_id),), getattr(shard, f"{name}_count"))

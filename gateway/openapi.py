@@ -21,8 +21,9 @@ REF = "#/components/schemas/{name}"
 DESCRIPTION = """\
 Moves money between wallets, exactly once.
 
-A reply of 2xx means: the money is in both wallets, on disk. 409 means: a business reason against
-it, recorded under the key. Any other 4xx: nothing happened. 5xx: `outcome` says whether
+A reply of 200 or 201 means: the money is in both wallets, on disk. 202 means: it is set aside in
+the source, on disk, and certain to be posted or rejected in a moment. 409 means: a business reason
+against it, recorded under the key. Any other 4xx: nothing happened. 5xx: `outcome` says whether
 nothing was applied or nothing is known; the same request with the same key tells.
 """
 
@@ -156,6 +157,11 @@ def _good_responses(endpoint: Endpoint, schemas: _Schemas) -> Json:
                     "description": "`true` when an earlier request with this key did it.",
                     "schema": {"const": "true"},
                 }
+            }
+        if status == 202:
+            response.setdefault("headers", {})["Location"] = {
+                "description": "Where to look what became of it.",
+                "schema": {"type": "string"},
             }
         responses[str(status)] = response
     return responses

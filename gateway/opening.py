@@ -13,7 +13,7 @@ from gateway.authentication import VerifiedKeys
 from gateway.endpoint import Gateway
 from gateway.health_watch import HealthWatch
 from gateway.payout_opening import open_payouts
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
 from gateway.validation import Validation
 from gateway.watermarks import Watermarks
 from processor.storage.history import History
@@ -34,19 +34,19 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
     """
     Open the pools and the shard clients; raises SettingsError or what `connect` raises.
     """
-    dsn = settings.postgres.dsn
+    postgres = settings.postgres
     timeout_ms = settings.gateway.request_timeout_ms
     async with AsyncExitStack() as parts:
         history = await History.open(
-            dsn,
+            postgres.dsns,
             connections_max=settings.gateway.history_connections_max,
             timeout_ms=timeout_ms,
         )
         parts.callback(history.close)
-        key_store = await KeyStore.open(dsn, timeout_ms=timeout_ms)
+        key_store = await KeyStore.open(postgres.catalog_dsn, timeout_ms=timeout_ms)
         parts.callback(key_store.close)
         shards = ShardClients(
-            dsn=dsn, secret=read_secret(settings.cluster), settings=settings.gateway
+            postgres.dsns, secret=read_secret(settings.cluster), settings=settings.gateway
         )
         await shards.start()
         parts.push_async_callback(shards.stop)

@@ -13,7 +13,7 @@ from gateway.payout_runner import PayoutRunner
 from gateway.problems import Refusal
 from gateway.reply import Header
 from gateway.request_body import BodyReader
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
 from processor.storage.payouts import BatchLocks, PayoutStore
 
 _BUSY: Header = (b"retry-after", b"5")
@@ -55,7 +55,7 @@ async def open_payouts(settings: Settings, shards: ShardClients) -> AsyncIterato
     """
     Open the store and pay until the end of the block; raises what `connect` raises.
     """
-    dsn = settings.postgres.dsn
+    dsn = settings.postgres.catalog_dsn
     store = await PayoutStore.open(dsn, durability=settings.postgres.durability)
     runner = PayoutRunner(
         store=store,

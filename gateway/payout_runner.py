@@ -5,7 +5,8 @@ Rule 1: the key of an item is made from the batch and the item alone. After a cr
         the item is sent again and the ledger answers with the one outcome there is.
 Rule 2: only an answer of the ledger moves an item on. Whatever is unknown, refused for load or
         not reached stays pending and is tried again, for ever, with growing pauses.
-Rule 3: batches take turns, chunk by chunk, so a million rows do not stop ten.
+Rule 3: an item that is on its way to another shard stays pending; its key is asked again soon.
+Rule 4: batches take turns, chunk by chunk, so a million rows do not stop ten.
 
 One runner lives in each gateway process; locks spare them each other's work, and two at once
 would do no harm either.
@@ -25,15 +26,11 @@ import structlog
 import uuid_utils
 
 from configs.settings import PayoutSettings
-from gateway.shard_client import (
-    OutcomeUnknown,
-    ShardClients,
-    ShardOverloaded,
-    ShardUnavailable,
-)
+from gateway.shard_client import OutcomeUnknown, ShardOverloaded, ShardUnavailable
+from gateway.shard_clients import ShardClients
 from processor.core.commands import MoveMoney, TransferType
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import Posted, Rejected, Result
+from processor.flow.frames import Pending, Posted, Rejected, Result
 from processor.storage.payouts import (
     BatchLocks,
     ItemOutcome,
@@ -56,16 +53,19 @@ class PayoutRunnerStatistics(msgspec.Struct, frozen=True):
     paid_count: int
     failed_count: int
     undecided_count: int
+    under_way_count: int
     error_count: int
 
 
 class ChunkResult(msgspec.Struct, frozen=True):
     """
-    What came of one chunk. `retry_after_ms` is what an overloaded shard asked for.
+    What came of one chunk. `undecided` rows have no answer, `under_way` ones are certain to be
+    paid or refused by another shard. `retry_after_ms` is what an overloaded shard asked for.
     """
 
     rows: int
     undecided: int
+    under_way: int
     last_row: int
     finished: bool
     retry_after_ms: int = 0
@@ -99,6 +99,7 @@ class PayoutRunner:
         self._paid_count = 0
         self._failed_count = 0
         self._undecided_count = 0
+        self._under_way_count = 0
         self._error_count = 0
 
     def start(self) -> None:
@@ -127,6 +128,7 @@ class PayoutRunner:
             paid_count=self._paid_count,
             failed_count=self._failed_count,
             undecided_count=self._undecided_count,
+            under_way_count=self._under_way_count,
             error_count=self._error_count,
         )
 
@@ -172,6 +174,7 @@ class PayoutRunner:
             retry_after_ms = 0
             begun = clock()
             rows = 0
+            waits_for_others = False
             try:
                 async with self._turns:
                     begun = clock()
@@ -193,9 +196,12 @@ class PayoutRunner:
                 rows = chunk.rows
                 retry_after_ms = chunk.retry_after_ms
                 fruitless_count = fruitless_count + 1 if chunk.undecided else 0
+                waits_for_others = chunk.under_way == rows
             pause_s = pace.pause_s(rows, begun=begun, now=clock())
             if fruitless_count:
                 pause_s = max(pause_s, self._backoff_s(fruitless_count, retry_after_ms))
+            elif waits_for_others:
+                pause_s = max(pause_s, self._settings.retry_ms / 1000)
             await asyncio.sleep(pause_s)
 
     def _backoff_s(self, fruitless_count: int, retry_after_ms: int) -> float:
@@ -206,15 +212,20 @@ class PayoutRunner:
     async def _pay_chunk(self, batch: PayoutBatch, after_row: int, rows_max: int) -> ChunkResult:
         items = await self._store.pending_items(batch.batch_id, after_row=after_row, limit=rows_max)
         if not items:
-            return ChunkResult(rows=0, undecided=0, last_row=0, finished=after_row == 0)
+            return ChunkResult(
+                rows=0, undecided=0, under_way=0, last_row=0, finished=after_row == 0
+            )
         commands = [command_of(batch, item) for item in items]
-        results = await self._clients.submit_many(commands, timeout_ms=self._timeout_ms)
+        told = await self._clients.submit_many(commands, timeout_ms=self._timeout_ms)
+        results = [result for result, _ in told]
         outcomes = [outcome_of(item, result) for item, result in zip(items, results, strict=True)]
         after = await self._store.record_results(batch.batch_id, outcomes)
-        undecided = self._count(outcomes)
+        under_way = sum(isinstance(result, Pending) for result in results)
+        undecided = self._count(outcomes, under_way)
         return ChunkResult(
             rows=len(items),
             undecided=undecided,
+            under_way=under_way,
             last_row=items[-1].row_number,
             finished=after.state != "processing",
             retry_after_ms=max(
@@ -222,12 +233,13 @@ class PayoutRunner:
             ),
         )
 
-    def _count(self, outcomes: Sequence[ItemOutcome]) -> int:
+    def _count(self, outcomes: Sequence[ItemOutcome], under_way: int) -> int:
         states = [outcome.state for outcome in outcomes]
         self._paid_count += states.count("paid")
         self._failed_count += states.count("failed")
-        undecided = states.count("pending")
+        undecided = states.count("pending") - under_way
         self._undecided_count += undecided
+        self._under_way_count += under_way
         return undecided
 
 
@@ -290,7 +302,7 @@ def outcome_of(item: PendingItem, result: Result | Exception) -> ItemOutcome:
         case Rejected(transfer_id, sequence, _, reason):
             code = RejectReason(reason).code
             return ItemOutcome(item.row_number, "failed", code, transfer_id, sequence)
-        case OutcomeUnknown() | ShardUnavailable() | ShardOverloaded():
+        case Pending() | OutcomeUnknown() | ShardUnavailable() | ShardOverloaded():
             pass
         case _:
             # Another command under this item's key, or an answer that fits no payment.

@@ -84,7 +84,7 @@ async def submit_payout_batch(call: Call) -> Reply:
     with payouts.upload():
         body = await payouts.bodies.read(call.headers, call.receive)
         form, items = _read_form(call, body)
-        source = await read_wallet(call, form.source)
+        source, _ = await read_wallet(call, form.source)
         first = await payouts.store.by_reference(merchant_id, form.reference)
         if first is None:
             # What was submitted before is answered as it is, whatever its source is by now.

@@ -43,6 +43,9 @@ send it again with every retry: the money moves once, and every retry gets the s
 <tr><th>Reply</th><th>The money</th><th>After any crash</th></tr>
 <tr><td>2xx <code>posted</code></td><td>moved, on disk, in both wallets</td>
 <td>still moved, once</td></tr>
+<tr><td>202 <code>pending</code></td><td>set aside in the source, on its way to another
+shard</td><td>comes to <code>posted</code> or <code>rejected</code>, once; the same key, or a look
+at the transfer, tells</td></tr>
 <tr><td>409 and a reason</td><td>not moved; the refusal is recorded under its key</td>
 <td>the same key gives the same refusal</td></tr>
 <tr><td>400 401 403 413 415 422</td><td>not moved, nothing recorded</td>

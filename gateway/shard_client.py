@@ -1,5 +1,5 @@
 """
-The gateway's side of the shard sockets: coalesces, resends, and knows what it does not know.
+The gateway's side of one shard's socket: coalesces, resends, and knows what it does not know.
 
 Rule 1: commands that wait for a shard leave together, once per turn of the event loop, in
         frames of bounded size, a bounded number of them in flight. There is no timer.
@@ -9,6 +9,8 @@ Rule 2: a connection that ends leaves its frames in doubt; their commands go out
 Rule 3: at its deadline a command that was never sent is `ShardUnavailable` (not applied), one
         that was sent is `OutcomeUnknown`. Nothing else turns doubt into an answer.
 Rule 4: a caller that goes away cancels nothing.
+Rule 5: money on its way to another shard is answered as pending; such an answer is held back for
+        a moment, for its settlement (see `settlement_wait`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import msgspec
 import structlog
 
 from configs.settings import GatewaySettings
+from gateway.settlement_wait import Answer, SettlementWait
 from processor.core.commands import Command
 from processor.flow import frames
 from processor.flow.frames import (
@@ -31,17 +34,17 @@ from processor.flow.frames import (
     FrameSplitter,
     NotServing,
     Overloaded,
+    Pending,
     Reply,
     RequestFrame,
     Result,
+    Settled,
     StaleEpoch,
 )
-from processor.storage.directory import Directory, ShardEntry
+from processor.storage.directory import ShardEntry
 
-DEADLINE_LOOK_S = 0.05
 RECONNECT_S = 0.05
-RECONNECT_S_MAX = 0.5
-SHARD_ID = 0  # One shard holds every wallet.
+CONNECT_S_MAX = 5.0
 
 log = structlog.get_logger("shard_client")
 
@@ -60,7 +63,7 @@ class ShardUnavailable(Exception):
 
 class ShardOverloaded(Exception):
     """
-    Nothing was applied: the queue is full.
+    Nothing was applied: the queue is full, or a channel to another shard is.
     """
 
     def __init__(self, retry_after_ms: int) -> None:
@@ -81,22 +84,32 @@ class ShardClientStatistics(msgspec.Struct, frozen=True):
     frame_count: int
     command_count: int
     resent_command_count: int
+    pending_answer_count: int
 
 
 class Group:
     """
     Commands that are sent together and answered together.
+
+    `sent_count` is of sendings that may have been applied: all but those that were refused whole.
     """
 
     __slots__ = ("answer", "commands", "deadline", "sent_count")
 
     def __init__(
-        self, commands: Sequence[Command], answer: asyncio.Future[list[Result]], deadline: float
+        self, commands: Sequence[Command], answer: Answer, deadline: float, *, in_doubt: bool
     ) -> None:
         self.commands = commands
         self.answer = answer
         self.deadline = deadline
-        self.sent_count = 0
+        self.sent_count = 1 if in_doubt else 0
+
+    @property
+    def was_in_doubt(self) -> bool:
+        """
+        Say of an answered group whether an earlier sending may have been applied as well.
+        """
+        return self.sent_count > 1
 
     def fail(self, error: Exception) -> None:
         if not self.answer.done():
@@ -118,6 +131,7 @@ class ShardClient:
         self._in_flight: dict[int, list[Group]] = {}
         self._connection: GatewayConnection | None = None
         self._endpoint: str | None = None
+        self._attempt: asyncio.Timeout | None = None  # To connect.
         self._epoch = 0
         self._endpoint_changed = asyncio.Event()
         self._flush_due = False
@@ -125,19 +139,27 @@ class ShardClient:
         self._frame_count = 0
         self._command_count = 0
         self._resent_command_count = 0
+        self._settlements = SettlementWait()
 
-    def submit(self, commands: Sequence[Command], deadline: float) -> asyncio.Future[list[Result]]:
+    def submit(
+        self, commands: Sequence[Command], deadline: float, *, in_doubt: bool = False
+    ) -> Group:
         """
-        Queue *commands* for the next frame; *deadline* is in loop time.
+        Queue *commands* for the next frame and return the group with its future answer.
+
+        *deadline* is in loop time. *in_doubt* says that an earlier sending, to this shard or
+        another, may have been applied; such commands are never called "not applied".
         """
-        answer: asyncio.Future[list[Result]] = self._loop.create_future()
-        if self._queued_commands + len(commands) > self._settings.queued_commands_max:
+        answer: Answer = self._loop.create_future()
+        group = Group(commands, answer, deadline, in_doubt=in_doubt)
+        queued = self._queued_commands + len(commands)
+        if queued > self._settings.queued_commands_max and not in_doubt:
             answer.set_exception(ShardOverloaded(retry_after_ms=100))
-            return answer
-        self._waiting.append(Group(commands, answer, deadline))
-        self._queued_commands += len(commands)
+            return group
+        self._waiting.append(group)
+        self._queued_commands = queued
         self._flush_soon()
-        return answer
+        return group
 
     def _flush_soon(self) -> None:
         if not self._flush_due:
@@ -176,6 +198,9 @@ class ShardClient:
         return groups, commands
 
     def take_reply(self, reply: Reply) -> None:
+        if isinstance(reply, Settled):
+            self._settlements.settle(reply.results)
+            return
         groups = self._in_flight.pop(reply.frame_id, None)
         if groups is None:
             return
@@ -185,7 +210,7 @@ class ShardClient:
                 for group in groups:
                     end = start + len(group.commands)
                     if not group.answer.done():
-                        group.answer.set_result(reply.results[start:end])
+                        self._answer(group, reply.results[start:end])
                     start = end
             case Overloaded():
                 if self._refuse(groups, reply.retry_after_ms):
@@ -201,6 +226,14 @@ class ShardClient:
                 return
         if self._waiting:
             self._flush_soon()
+
+    def _answer(self, group: Group, results: list[Result]) -> None:
+        if Pending not in map(type, results):
+            group.answer.set_result(results)
+            return
+        left_s = group.deadline - self._loop.time()
+        wait_s = min(self._settings.settlement_wait_ms / 1000, left_s)
+        self._settlements.hold(group.answer, results, wait_s)
 
     def _refuse(self, groups: list[Group], retry_after_ms: int) -> bool:
         """
@@ -227,6 +260,7 @@ class ShardClient:
         if connection is not self._connection:
             return
         self._connection = None
+        self._settlements.give_up()
         # Who was told "unknown" already may have asked for something else since: an old wallet
         # command that is sent again then would undo it.
         in_doubt = [
@@ -252,6 +286,9 @@ class ShardClient:
         if entry.endpoint is not None and entry.endpoint != self._endpoint:
             self._endpoint = entry.endpoint
             self._drop_connection()
+            if self._attempt is not None and not self._attempt.expired():
+                # A machine that is gone does not even refuse; the shard is elsewhere by now.
+                self._attempt.reschedule(self._loop.time())
         self._endpoint_changed.set()
 
     async def stay_connected(self) -> None:
@@ -275,17 +312,19 @@ class ShardClient:
     async def _connect(self, endpoint: str) -> None:
         connection = GatewayConnection(self, self._secret)
         kind, _, address = endpoint.partition(":")
-        if kind == "unix":
-            await self._loop.create_unix_connection(lambda: connection, address)
-        else:
-            host, _, port = address.rpartition(":")
-            await self._loop.create_connection(lambda: connection, host, int(port))
         try:
-            async with asyncio.timeout(5.0):
+            async with asyncio.timeout(CONNECT_S_MAX) as self._attempt:
+                if kind == "unix":
+                    await self._loop.create_unix_connection(lambda: connection, address)
+                else:
+                    host, _, port = address.rpartition(":")
+                    await self._loop.create_connection(lambda: connection, host, int(port))
                 await connection.trusted
         except BaseException:
             connection.abort()
             raise
+        finally:
+            self._attempt = None
         if not connection.is_open or endpoint != self._endpoint:
             # Lost again, or the shard moved, before this task had its turn.
             connection.abort()
@@ -323,11 +362,19 @@ class ShardClient:
             frame_count=self._frame_count,
             command_count=self._command_count,
             resent_command_count=self._resent_command_count,
+            pending_answer_count=self._settlements.told_pending_count,
         )
 
 
 def _deadline_error(group: Group) -> Exception:
-    if group.sent_count:
+    return deadline_error(in_doubt=group.sent_count > 0)
+
+
+def deadline_error(*, in_doubt: bool) -> OutcomeUnknown | ShardUnavailable:
+    """
+    Say at the deadline what is known of a command.
+    """
+    if in_doubt:
         return OutcomeUnknown("no answer in time")
     return ShardUnavailable("the shard was not reached in time")
 
@@ -391,76 +438,3 @@ class GatewayConnection(asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
-
-
-class ShardClients:
-    """
-    All shards, seen from one gateway process.
-    """
-
-    def __init__(self, *, dsn: str, secret: bytes, settings: GatewaySettings) -> None:
-        self._secret = secret
-        self._settings = settings
-        self._directory = Directory(dsn, self._entries_changed)
-        self._clients: dict[int, ShardClient] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.get_running_loop()
-
-    async def start(self) -> None:
-        self._client(SHARD_ID)
-        self._tasks.add(asyncio.create_task(self._directory.run()))
-        self._tasks.add(asyncio.create_task(self._watch_deadlines()))
-
-    async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        for client in self._clients.values():
-            client.close()
-
-    async def submit(self, command: Command, *, timeout_ms: int) -> Result:
-        """
-        Send one command and return its result.
-
-        Raises OutcomeUnknown, ShardUnavailable or ShardOverloaded.
-        """
-        deadline = self._loop.time() + timeout_ms / 1000
-        results = await self._clients[SHARD_ID].submit((command,), deadline)
-        return results[0]
-
-    async def submit_many(
-        self, commands: Sequence[Command], *, timeout_ms: int
-    ) -> list[Result | Exception]:
-        """
-        Send many commands; a result or an exception for each, in order.
-        """
-        deadline = self._loop.time() + timeout_ms / 1000
-        client = self._clients[SHARD_ID]
-        outcomes: list[Result | Exception] = []
-        try:
-            outcomes.extend(await client.submit(commands, deadline))
-        except (OutcomeUnknown, ShardUnavailable, ShardOverloaded) as error:
-            outcomes.extend([error] * len(commands))
-        return outcomes
-
-    def statistics(self) -> list[ShardClientStatistics]:
-        return [client.statistics() for client in self._clients.values()]
-
-    def _client(self, shard_id: int) -> ShardClient:
-        client = self._clients.get(shard_id)
-        if client is None:
-            client = ShardClient(shard_id, self._secret, self._settings)
-            self._clients[shard_id] = client
-            self._tasks.add(asyncio.create_task(client.stay_connected()))
-        return client
-
-    def _entries_changed(self, entries: list[ShardEntry]) -> None:
-        for entry in entries:
-            self._client(entry.shard_id).entry_changed(entry)
-
-    async def _watch_deadlines(self) -> None:
-        while True:
-            await asyncio.sleep(DEADLINE_LOOK_S)
-            now = self._loop.time()
-            for client in self._clients.values():
-                client.expire(now)

@@ -21,7 +21,8 @@ from gateway.endpoint import Call
 from gateway.identifiers import timestamp_text, uuid_text
 from gateway.problems import FieldError, Refusal
 from gateway.reply import JSON, NDJSON, Reply
-from gateway.shard_client import SHARD_ID, OutcomeUnknown, ShardOverloaded, ShardUnavailable
+from gateway.shard_client import OutcomeUnknown, ShardOverloaded, ShardUnavailable
+from gateway.shard_clients import Told
 from gateway.strict_json import (
     Strict,
     StrictDecoder,
@@ -34,7 +35,7 @@ from gateway.transfers import is_replay, move_command, reuse_error
 from gateway.wire import BatchRequest, BatchResult, BatchTransfer
 from processor.core.commands import MoveMoney
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import KeyReused, Posted, Rejected, Result
+from processor.flow.frames import KeyReused, Pending, Posted, Rejected
 
 ITEMS_A_TURN = 1_000
 
@@ -58,7 +59,6 @@ _raw_items = msgspec.json.Decoder(_Items).decode
 _strict_item = StrictDecoder(BatchTransfer).decode
 
 Item = BatchTransfer | Refusal
-Outcome = Result | Exception
 
 
 async def create_transfer_batch(call: Call) -> Reply:
@@ -140,15 +140,15 @@ async def _plan(call: Call, items: Sequence[Item]) -> list[MoveMoney | Refusal]:
     return plans
 
 
-async def _submit(call: Call, commands: Sequence[MoveMoney]) -> Sequence[Outcome]:
+async def _submit(call: Call, commands: Sequence[MoveMoney]) -> Sequence[Told]:
     """
     Send the commands; when nothing at all was applied for load or silence, raise why.
     """
     if not commands:
         return []
     outcomes = await call.gateway.shards.submit_many(commands, timeout_ms=call.gateway.timeout_ms)
-    if all(isinstance(outcome, ShardOverloaded | ShardUnavailable) for outcome in outcomes):
-        refused = outcomes[0]
+    if all(isinstance(outcome, ShardOverloaded | ShardUnavailable) for outcome, _ in outcomes):
+        refused = outcomes[0][0]
         assert isinstance(refused, Exception), "the line above says so"
         raise refused
     return outcomes
@@ -160,7 +160,7 @@ async def _submit(call: Call, commands: Sequence[MoveMoney]) -> Sequence[Outcome
 def _results(
     items: Sequence[Item],
     plans: Sequence[MoveMoney | Refusal],
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[Told],
     place: str,
 ) -> Iterator[BatchResult]:
     """
@@ -173,7 +173,7 @@ def _results(
         if isinstance(plan, Refusal):
             yield _failed(index, key, plan, place.format(index=index))
             continue
-        answer = next(answers)
+        answer, shard_id = next(answers)
         if type(answer) is Posted:
             if answer.at_us != at_us:
                 at_us, created_at = answer.at_us, timestamp_text(answer.at_us)
@@ -184,25 +184,44 @@ def _results(
                 uuid_text(answer.transfer_id),
                 answer.balance,
                 answer.version,
-                SHARD_ID,
+                shard_id,
                 answer.sequence,
                 created_at,
-                answer.repeated and is_replay(plan, answer),
+                is_replay(plan, answer),
             )
         elif type(answer) is Rejected:
-            yield _rejected(index, key, plan, answer)
+            yield _rejected(index, key, plan, answer, shard_id)
+        elif type(answer) is Pending:
+            yield _pending(index, key, plan, answer, shard_id)
         else:
             yield _failed(index, key, _refusal(answer), place.format(index=index))
 
 
-def _rejected(index: int, key: str | None, command: MoveMoney, answer: Rejected) -> BatchResult:
+def _pending(
+    index: int, key: str | None, command: MoveMoney, answer: Pending, shard_id: int
+) -> BatchResult:
+    return BatchResult(
+        index,
+        "pending",
+        key,
+        uuid_text(answer.transfer_id),
+        shard=shard_id,
+        sequence=answer.sequence,
+        created_at=timestamp_text(answer.at_us),
+        replayed=is_replay(command, answer),
+    )
+
+
+def _rejected(
+    index: int, key: str | None, command: MoveMoney, answer: Rejected, shard_id: int
+) -> BatchResult:
     refusal = Refusal(RejectReason(answer.reason).code)
     return BatchResult(
         index,
         "rejected",
         key,
         uuid_text(answer.transfer_id),
-        shard=SHARD_ID,
+        shard=shard_id,
         sequence=answer.sequence,
         created_at=timestamp_text(answer.at_us),
         replayed=is_replay(command, answer),
@@ -212,7 +231,7 @@ def _rejected(index: int, key: str | None, command: MoveMoney, answer: Rejected)
     )
 
 
-def _refusal(answer: Outcome) -> Refusal:
+def _refusal(answer: object) -> Refusal:
     match answer:
         case KeyReused():
             return Refusal("idempotency_key_reused", errors=[reuse_error(answer)])
@@ -244,7 +263,7 @@ def _failed(index: int, key: str | None, refusal: Refusal, place: str) -> BatchR
 
 async def _write(results: Iterator[BatchResult], *, is_ndjson: bool) -> Reply:
     parts: list[bytes] = []
-    counts: Counter[str] = Counter(posted=0, rejected=0, failed=0, unknown=0)
+    counts: Counter[str] = Counter(posted=0, rejected=0, pending=0, failed=0, unknown=0)
     while turn := list(islice(results, ITEMS_A_TURN)):
         counts.update(result.status for result in turn)
         parts.append(_encoder.encode_lines(turn) if is_ndjson else _encoder.encode(turn)[1:-1])

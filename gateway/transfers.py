@@ -13,13 +13,13 @@ from gateway.idempotency_key import command_key
 from gateway.identifiers import new_transfer_id, parse_uuid, timestamp_text, uuid_text
 from gateway.problems import FieldError, Refusal
 from gateway.reply import REPLAYED, Header, Reply, json_reply
-from gateway.shard_client import SHARD_ID
 from gateway.validation import Movement, canonical_metadata
-from gateway.wire import DepositRequest, Transfer, WithdrawalRequest
+from gateway.wallets import owns_wallet
+from gateway.wire import DepositRequest, Transfer, TransferStatusText, WithdrawalRequest
 from processor.core.commands import MoveMoney, TransferType
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import KeyReused, Posted, Rejected
-from processor.storage.history import TransferFound, TransferSide
+from processor.flow.frames import KeyReused, Pending, Posted, Rejected
+from processor.storage.transfer_search import TransferFound, TransferSide
 
 _TYPE_TEXTS = {
     transfer_type.value: cast("Literal['transfer', 'deposit', 'withdrawal']", transfer_type.code)
@@ -39,23 +39,50 @@ async def move_money(call: Call) -> Reply:
     if errors:
         raise Refusal("validation_failed", errors=errors)
     command = move_command(call.body, call.caller.merchant_id, call.idempotency_key)
-    result = await gateway.shards.submit(command, timeout_ms=gateway.timeout_ms)
-    if isinstance(result, Posted):
-        headers = (REPLAYED,) if is_replay(command, result) else ()
-        return json_reply(201, moved_transfer(command, result), *headers)
+    result, shard_id = await gateway.shards.submit(command, timeout_ms=gateway.timeout_ms)
+    if isinstance(result, Posted | Pending):
+        return _moved(command, result, shard_id)
     if isinstance(result, Rejected):
-        raise rejection(command, result)
-    assert isinstance(result, KeyReused), "a shard answers money with one of three"
+        raise rejection(command, result, shard_id)
+    assert isinstance(result, KeyReused), "a shard answers money with one of four"
     raise Refusal("idempotency_key_reused", errors=[reuse_error(result)])
+
+
+def _moved(command: MoveMoney, result: Posted | Pending, shard_id: int) -> Reply:
+    headers: tuple[Header, ...] = (REPLAYED,) if is_replay(command, result) else ()
+    transfer = moved_transfer(command, result, shard_id)
+    if isinstance(result, Posted):
+        return json_reply(201, transfer, *headers)
+    location = (b"location", f"/v1/transfers/{transfer.id}".encode())
+    return json_reply(202, transfer, location, *headers)
 
 
 async def get_transfer(call: Call) -> Reply:
     transfer_id = parse_uuid(call.parameters[0])
-    found = transfer_id and await call.gateway.history.transfer(transfer_id)
-    transfer = found and visible_transfer(found, call.caller.merchant_id)
-    if not transfer:
+    if transfer_id is None:
         raise Refusal("transfer_unknown")
-    return json_reply(200, transfer)
+    search = await call.gateway.history.transfer(transfer_id)
+    for found in search.found:
+        transfer = visible_transfer(await _with_payee(call, found), call.caller.merchant_id)
+        if transfer is not None:
+            return json_reply(200, transfer)
+    if search.missing is not None:
+        raise search.missing
+    raise Refusal("transfer_unknown")
+
+
+async def _with_payee(call: Call, found: TransferFound) -> TransferFound:
+    """
+    Fill in that the destination is the caller's, where the tables do not know whose it is: just
+    opened, or between two shards.
+    """
+    merchant_id, payee = call.caller.merchant_id, found.destination
+    if payee is None or payee.version is None or found.merchant_id == merchant_id:
+        return found
+    if payee.merchant_id is not None or not await owns_wallet(call, payee.wallet_id):
+        return found
+    owned = msgspec.structs.replace(payee, merchant_id=merchant_id)
+    return msgspec.structs.replace(found, destination=owned)
 
 
 def move_command(request: Movement, merchant_id: str, idempotency_key: str) -> MoveMoney:
@@ -85,14 +112,17 @@ def move_command(request: Movement, merchant_id: str, idempotency_key: str) -> M
     )
 
 
-def is_replay(command: MoveMoney, result: Posted | Rejected) -> bool:
+def is_replay(command: MoveMoney, result: Posted | Rejected | Pending) -> bool:
     """
     Say whether an earlier request did this; one that the gateway sent twice itself is none.
+
+    The id alone tells: each request makes its own, and what was pending is settled in the words
+    of a first answer, whoever waited for it.
     """
-    return result.repeated and result.transfer_id != command.transfer_id
+    return result.transfer_id != command.transfer_id
 
 
-def rejection(command: MoveMoney, result: Rejected) -> Refusal:
+def rejection(command: MoveMoney, result: Rejected, shard_id: int) -> Refusal:
     """
     Word the refusal of a movement, with the transfer that did not happen inside.
     """
@@ -100,7 +130,7 @@ def rejection(command: MoveMoney, result: Rejected) -> Refusal:
     return Refusal(
         RejectReason(result.reason).code,
         headers=headers,
-        transfer=moved_transfer(command, result),
+        transfer=moved_transfer(command, result, shard_id),
     )
 
 
@@ -114,19 +144,24 @@ def reuse_error(result: KeyReused) -> FieldError:
     return FieldError("differs", detail, f"/{result.field}")
 
 
-def moved_transfer(command: MoveMoney, result: Posted | Rejected) -> Transfer:
+def moved_transfer(
+    command: MoveMoney, result: Posted | Rejected | Pending, shard_id: int
+) -> Transfer:
     """
     Show what a command did, from its caller's side.
     """
+    status: TransferStatusText = "pending"
     reason, balance, version = None, None, None
     if isinstance(result, Posted):
+        status = "posted"
         balance, version = result.balance, result.version
-    else:
+    elif isinstance(result, Rejected):
+        status = "rejected"
         reason = RejectReason(result.reason).code
     return Transfer(
         uuid_text(result.transfer_id),
         _TYPE_TEXTS[command.transfer_type],
-        "rejected" if reason else "posted",
+        status,
         reason,
         command.source or None,
         command.destination or None,
@@ -136,7 +171,7 @@ def moved_transfer(command: MoveMoney, result: Posted | Rejected) -> Transfer:
         metadata_object(command.metadata),
         balance,
         version,
-        SHARD_ID,
+        shard_id,
         result.sequence,
         timestamp_text(result.at_us),
     )
@@ -145,16 +180,16 @@ def moved_transfer(command: MoveMoney, result: Posted | Rejected) -> Transfer:
 def visible_transfer(found: TransferFound, merchant_id: str) -> Transfer | None:
     """
     Show *found* as *merchant_id* may see it, with the balance of its own side only; None for
-    everybody else, and for everybody but the one who asked for it when it was rejected.
+    everybody else, and for everybody but the one who asked for it unless it was posted.
     """
     reason = None if found.reason is None else RejectReason(found.reason).code
     own = _own_side(found, merchant_id)
-    if own is None or (reason and found.merchant_id != merchant_id):
+    if own is None:
         return None
     return Transfer(
         uuid_text(found.transfer_id),
         _TYPE_TEXTS[found.transfer_type],
-        "rejected" if reason else "posted",
+        found.state,
         reason,
         found.source.wallet_id if found.source else None,
         found.destination.wallet_id if found.destination else None,
@@ -172,9 +207,10 @@ def visible_transfer(found: TransferFound, merchant_id: str) -> Transfer | None:
 
 def _own_side(found: TransferFound, merchant_id: str) -> TransferSide | None:
     if found.merchant_id == merchant_id:
-        return found.source or found.destination
+        # Who asked sees what the source says of it, also of money to an own wallet.
+        return None if found.is_credit else found.source or found.destination
     for side in (found.source, found.destination):
-        if side is not None and side.merchant_id == merchant_id:
+        if side is not None and side.version is not None and side.merchant_id == merchant_id:
             return side
     return None
 

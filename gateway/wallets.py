@@ -12,12 +12,7 @@ from gateway.endpoint import Call
 from gateway.identifiers import new_wallet_id
 from gateway.problems import FieldError, Refusal
 from gateway.reply import Header, Reply, json_reply
-from gateway.shard_client import (
-    SHARD_ID,
-    OutcomeUnknown,
-    ShardOverloaded,
-    ShardUnavailable,
-)
+from gateway.shard_client import OutcomeUnknown, ShardOverloaded, ShardUnavailable
 from gateway.validation import is_wallet_id
 from gateway.wire import (
     ChangeWalletRequest,
@@ -40,6 +35,7 @@ from processor.storage.api_keys import Scope
 from processor.storage.history import WalletRow
 
 StatusText = Literal["open", "frozen", "locked", "closed"]
+FoundWallet = tuple[WalletFound, int]  # With the shard that has it.
 
 _STATUS_TEXTS = {status.value: cast("StatusText", status.name.lower()) for status in WalletStatus}
 _STATUSES = {text: WalletStatus(value) for value, text in _STATUS_TEXTS.items()}
@@ -53,16 +49,15 @@ async def open_wallet(call: Call) -> Reply:
     if body.minimum != 0:
         _require_limits_scope(call)
     wallet_id = body.wallet_id or new_wallet_id()
-    found = await wallet_command(
+    found, shard_id = await wallet_command(
         call, OpenWallet(call.caller.merchant_id, wallet_id, body.currency, body.minimum)
     )
     location = (b"location", f"/v1/wallets/{wallet_id}".encode())
-    return json_reply(201 if found.changed else 200, found_wallet(found), location)
+    return json_reply(201 if found.changed else 200, found_wallet(found, shard_id), location)
 
 
 async def get_wallet(call: Call) -> Reply:
-    found = await read_wallet(call, wallet_id_of(call))
-    return json_reply(200, found_wallet(found))
+    return json_reply(200, found_wallet(*await read_wallet(call, wallet_id_of(call))))
 
 
 async def change_wallet(call: Call) -> Reply:
@@ -75,7 +70,7 @@ async def change_wallet(call: Call) -> Reply:
     if errors:
         raise Refusal("validation_failed", errors=errors)
     merchant_id = call.caller.merchant_id
-    found: WalletFound | None = None
+    found: FoundWallet | None = None
     if body.minimum is not None:
         _require_limits_scope(call)
         found = await wallet_command(call, SetWalletLimits(merchant_id, wallet_id, body.minimum))
@@ -83,7 +78,7 @@ async def change_wallet(call: Call) -> Reply:
         command = SetWalletStatus(merchant_id, wallet_id, _STATUSES[body.status])
         found = await _set_status(call, command, before=found)
     assert found is not None, "validation wants one of the two"
-    return json_reply(200, found_wallet(found))
+    return json_reply(200, found_wallet(*found))
 
 
 async def list_wallets(call: Call) -> Reply:
@@ -102,27 +97,38 @@ async def list_wallets(call: Call) -> Reply:
     return json_reply(200, WalletPage(wallets, has_more, cursor), *links)
 
 
-async def read_wallet(call: Call, wallet_id: str) -> WalletFound:
+async def read_wallet(call: Call, wallet_id: str) -> FoundWallet:
     """
     Read the caller's wallet from its shard; raises Refusal when there is none.
     """
     return await wallet_command(call, ReadWallet(call.caller.merchant_id, wallet_id))
 
 
-async def wallet_command(call: Call, command: Command) -> WalletFound:
+async def owns_wallet(call: Call, wallet_id: str) -> bool:
+    """
+    Ask the wallet's shard whether it is the caller's.
+    """
+    try:
+        await read_wallet(call, wallet_id)
+    except Refusal:
+        return False
+    return True
+
+
+async def wallet_command(call: Call, command: Command) -> FoundWallet:
     """
     Send a wallet's command; raises Refusal with the shard's reason.
     """
-    result = await call.gateway.shards.submit(command, timeout_ms=call.gateway.timeout_ms)
+    result, shard_id = await call.gateway.shards.submit(command, timeout_ms=call.gateway.timeout_ms)
     if isinstance(result, WalletRefused):
         raise Refusal(RejectReason(result.reason).code)
     assert isinstance(result, WalletFound), "a shard answers a wallet with one of two"
-    return result
+    return result, shard_id
 
 
 async def _set_status(
-    call: Call, command: SetWalletStatus, *, before: WalletFound | None
-) -> WalletFound:
+    call: Call, command: SetWalletStatus, *, before: FoundWallet | None
+) -> FoundWallet:
     """
     Set the status; *before* is the wallet with the minimum that the same request has set.
     """
@@ -140,7 +146,7 @@ async def _set_status(
             refusal.kind.code,
             f"The minimum is set, the status is not. {refusal.detail}",
             errors=[FieldError("refused", refusal.kind.title, "/status")],
-            wallet=found_wallet(before),
+            wallet=found_wallet(*before),
         ) from None
 
 
@@ -172,7 +178,7 @@ def link_next(path: str) -> Header:
     return (b"link", f'<{path}>; rel="next"'.encode())
 
 
-def found_wallet(found: WalletFound) -> Wallet:
+def found_wallet(found: WalletFound, shard_id: int) -> Wallet:
     return Wallet(
         found.wallet_id,
         found.currency,
@@ -180,7 +186,7 @@ def found_wallet(found: WalletFound) -> Wallet:
         found.minimum,
         found.posted,
         found.version,
-        SHARD_ID,
+        shard_id,
         found.sequence,
     )
 

@@ -80,6 +80,7 @@ TransferIdText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 WalletStatusText = Literal["open", "frozen", "locked", "closed"]
 TransferTypeText = Literal["transfer", "deposit", "withdrawal"]
+TransferStatusText = Literal["posted", "rejected", "pending"]
 
 
 # --- Requests -----------------------------------------------------------------------------
@@ -187,8 +188,9 @@ class WalletsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class EntriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
     With `after` the entries above that version, oldest first; otherwise the newest first, with
-    `before` those below that version. `min_sequence`, from any reply, waits until the history
-    has come that far.
+    `before` those below that version. `min_sequence` and `shard`, from one and the same reply,
+    wait until the history has come that far. Without `shard` it is the one that has the wallet
+    now; after a wallet has moved, that need not be the one of an older reply.
     """
 
     after: Annotated[Version, Meta(description="Oldest first, above this version.")] | None = None
@@ -197,6 +199,10 @@ class EntriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     min_sequence: Annotated[
         Version, Meta(description="Wait until the history has this `sequence` of a reply.")
     ] = 0
+    shard: (
+        Annotated[int, Meta(ge=0, le=2**31 - 1, description="The `shard` of that same reply.")]
+        | None
+    ) = None
 
 
 # --- Replies ------------------------------------------------------------------------------
@@ -205,12 +211,14 @@ class EntriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Transfer(msgspec.Struct, frozen=True, gc=False):
     """
     A movement of money. `balance` and `version` are those of your own wallet after it; for a
-    transfer between two of your wallets, of the source. They are null when it was rejected.
+    transfer between two of your wallets, of the source. They are null when it was rejected, and
+    while it is `pending`: then the amount is set aside in the source, and the transfer is certain
+    to come to one of the other two. `sequence` is a record of the journal of `shard`.
     """
 
     id: TransferIdText
     type: TransferTypeText
-    status: Literal["posted", "rejected"]
+    status: TransferStatusText
     reason: str | None
     source: str | None
     destination: str | None
@@ -228,12 +236,13 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
 class BatchResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """
     What became of one item. `posted` has everything down to `created_at`; `rejected` the same
-    without balance and version, and why; `failed` changed and recorded nothing, and says why;
-    `unknown` is told by the same key, sent again.
+    without balance and version, and why; `pending` is certain to come to one of these two, and
+    the same key or a look at its id tells to which; `failed` changed and recorded nothing, and
+    says why; `unknown` is told by the same key, sent again.
     """
 
     index: int
-    status: Literal["posted", "rejected", "failed", "unknown"]
+    status: Literal["posted", "rejected", "pending", "failed", "unknown"]
     idempotency_key: str | None = None
     id: TransferIdText | None = None
     balance: int | None = None
@@ -255,6 +264,7 @@ class BatchReply(msgspec.Struct, frozen=True):
 
     posted: int
     rejected: int
+    pending: int
     failed: int
     unknown: int
     results: list[BatchResult]
@@ -262,8 +272,8 @@ class BatchReply(msgspec.Struct, frozen=True):
 
 class Wallet(msgspec.Struct, frozen=True):
     """
-    A wallet. `version` is the number of its entries; as `min_sequence`, `sequence` makes the
-    history show at least what is told here.
+    A wallet. `version` is the number of its entries; as `min_sequence` and `shard`, `sequence`
+    and `shard` make the history show at least what is told here.
     """
 
     wallet_id: str
@@ -343,7 +353,8 @@ class ShardHealth(msgspec.Struct, frozen=True):
 
 class Health(msgspec.Struct, frozen=True):
     """
-    `ready` means: money moves. `durability` is what a 2xx reply waited for.
+    `ready` means: money moves, at every shard. `database` is unreachable when one of them is, and
+    then its shards are not listed. `durability` is what a 2xx reply waited for.
     """
 
     live: bool

@@ -11,6 +11,7 @@ from gateway.cli import (
     keys,
     money,
     payouts,
+    shards,
     status,
     up,
     verify,
@@ -34,5 +35,6 @@ verify.register(app)
 app.add_typer(wallets.app, name="wallets")
 app.add_typer(money.transfers, name="transfers")
 app.add_typer(payouts.app, name="payouts")
+app.add_typer(shards.app, name="shards")
 app.add_typer(database.app, name="db")
 app.add_typer(keys.app, name="keys")

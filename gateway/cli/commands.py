@@ -234,7 +234,7 @@ def database_errors() -> Iterator[None]:
     """
     from processor.storage.connection import UnsafeDatabase
     from processor.storage.schema import SchemaUnknown
-    from processor.storage.shard_store import STORE_ERRORS
+    from processor.storage.session import STORE_ERRORS
 
     try:
         yield

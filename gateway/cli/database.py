@@ -1,5 +1,5 @@
 """
-`miliano db`: the schema of the database.
+`miliano db`: the schema of every database of the ledger.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ app = typer.Typer(help="Look after the database's schema.", no_args_is_help=True
 @command(app, "migrate", DATABASE)
 def migrate(session: Session) -> Outcome:
     """
-    Bring the schema up to date, and make the database if it is missing.
+    Bring the schema up to date, and make the databases that are missing.
     """
-    dsn = session.database()
+    dsns = session.database().split()
     with database_errors():
         from processor.storage import schema
 
-        schema.ensure_database(dsn)
-        return _outcome(schema.migrate(dsn), "The schema is up to date.")
+        applied = []
+        for dsn in dsns:
+            schema.ensure_database(dsn)
+            applied += schema.migrate(dsn)
+        return _outcome(_distinct(applied), "The schema is up to date.")
 
 
 @command(app, "rollback", DATABASE)
@@ -41,7 +44,7 @@ def rollback(
     """
     Take back the newest migrations, with the data in their tables.
     """
-    dsn = session.database()
+    dsns = session.database().split()
     if not yes:
         raise Failure(
             ExitCode.USAGE, "This drops tables with their data: say --yes if you want that."
@@ -49,19 +52,23 @@ def rollback(
     with database_errors():
         from processor.storage import schema
 
-        return _outcome(schema.rollback(dsn, steps), "There was nothing to take back.")
+        taken_back = [revision for dsn in dsns for revision in schema.rollback(dsn, steps)]
+        return _outcome(_distinct(taken_back), "There was nothing to take back.")
 
 
 @command(app, "status", DATABASE)
 def show_status(session: Session) -> Outcome:
     """
-    List the migrations of this build, and which of them the database has.
+    List the migrations of this build, and which of them all databases have.
     """
-    dsn = session.database()
+    dsns = session.database().split()
     with database_errors():
         from processor.storage import schema
 
-        return _outcome(schema.schema_status(dsn), "")
+        found = [revision for dsn in dsns for revision in schema.schema_status(dsn)]
+        missing = {revision.revision for revision in found if not revision.applied}
+        everywhere = [r for r in found if r.applied == (r.revision not in missing)]
+        return _outcome(_distinct(everywhere), "")
 
 
 @command(app, "resume", DATABASE)
@@ -73,22 +80,32 @@ def resume(
     Let a halted shard recover at its next start. Make sure first that `verify` is clean.
     """
 
-    async def run(dsn: str) -> bool:
-        connection = await connect(dsn, application_name="miliano/resume")
-        try:
-            return await resume_shard(connection, shard)
-        finally:
-            await connection.close()
+    async def run() -> bool:
+        resumed = False
+        for dsn in dsns:
+            connection = await connect(dsn, application_name="miliano/resume")
+            try:
+                resumed |= await resume_shard(connection, shard)
+            finally:
+                await connection.close()
+        return resumed
 
-    dsn = session.database()
+    dsns = session.database().split()
     with database_errors():
         from processor.storage.connection import connect
         from processor.storage.directory import resume_shard
 
-        if not asyncio.run(run(dsn)):
+        if not asyncio.run(run()):
             raise Failure(ExitCode.REFUSED, f"Shard {shard} is not halted.")
     shown = f"Shard {shard} is active; it recovers when `miliano up` starts the next time."
     return Outcome({"shard": shard, "state": "active"}, shown)
+
+
+def _distinct(revisions: list[Revision]) -> list[Revision]:
+    """
+    Leave out what another database has said already.
+    """
+    return list({revision.revision: revision for revision in revisions}.values())
 
 
 def _outcome(revisions: list[Revision], nothing: str) -> Outcome:

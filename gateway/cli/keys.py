@@ -113,7 +113,7 @@ def _on_database(session: Session, work: Callable[[Connection], Awaitable[Found]
         finally:
             await connection.close()
 
-    dsn = session.database()
+    dsn = session.database().split()[0]  # Of several, the first has the keys.
     with database_errors():
         return asyncio.run(run(dsn))
 

@@ -124,11 +124,17 @@ def _move(
 
 def _outcome(answer: Answer[Transfer]) -> Outcome:
     moved = answer.body
-    status = f"{moved.status} (as before: the key was used already)" if answer.replayed else None
+    status: str = moved.status
+    if moved.status == "pending":
+        status = (
+            f"pending: set aside, and soon posted or rejected (miliano transfers show {moved.id})"
+        )
+    elif answer.replayed:
+        status = f"{moved.status} (as before: the key was used already)"
     balance = None if moved.balance is None else amount_text(moved.balance, moved.currency)
     shown = facts(
         [
-            ("status", status or moved.status),
+            ("status", status),
             ("reason", moved.reason),
             ("amount", amount_text(moved.amount, moved.currency)),
             ("from", moved.source or "outside"),

@@ -81,11 +81,14 @@ def _entries(session: Session, url: str) -> dict[int, ShardEntry]:
     from processor.storage.directory import read_directory
 
     async def read() -> dict[int, ShardEntry]:
-        connection = await connect(running.dsn, application_name="miliano/status")
-        try:
-            return {entry.shard_id: entry for entry in await read_directory(connection)}
-        finally:
-            await connection.close()
+        found = {}
+        for dsn in running.dsn.split():
+            connection = await connect(dsn, application_name="miliano/status")
+            try:
+                found.update({e.shard_id: e for e in await read_directory(connection)})
+            finally:
+                await connection.close()
+        return found
 
     try:
         with database_errors():

@@ -87,7 +87,7 @@ def _start(session: Session) -> tuple[Supervisor, Running]:
     from processor.storage.connection import UnsafeDatabase
     from processor.storage.embedded_postgres import EmbeddedPostgresError
     from processor.storage.schema import SchemaUnknown
-    from processor.storage.shard_store import STORE_ERRORS
+    from processor.storage.session import STORE_ERRORS
 
     said = (AlreadyRunning, NotServing, EmbeddedPostgresError, UnsafeDatabase, SchemaUnknown)
 

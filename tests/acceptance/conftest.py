@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.databases import Databases
 from tests.support.merchant import Merchant
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import SETTLED, RunningGateway, running_gateway
 from tests.support.stack import Stack, running_stack
 
 
@@ -24,7 +24,7 @@ def gateway(databases: Databases) -> Iterator[RunningGateway]:
     with (
         databases.migrated() as dsn,
         running_stack(dsn) as stack,
-        running_gateway(stack) as running,
+        running_gateway(stack, **SETTLED) as running,
     ):
         yield running
 

@@ -10,23 +10,35 @@ from typing import Any
 
 import pytest
 
+from processor.core.commands import GiveSlot
+from processor.core.slots import slot_of
+from processor.flow.frames import Answered, SlotLeft
+from tests.support.databases import Databases
 from tests.support.merchant import Merchant, code_of, fresh
-from tests.support.running_gateway import RunningGateway, running_gateway
-from tests.support.stack import Stack
+from tests.support.raw_peer import connected_peer
+from tests.support.running_gateway import SETTLED, RunningGateway, running_gateway
+from tests.support.stack import Stack, running_stack
 from tests.support.waiting import until
 
 AMOUNTS = (5, 3, 8, 1, 4, 2, 7)
 
 
-def move(merchant: Merchant, source: str, destination: str, amount: int) -> int:
+def move(merchant: Merchant, source: str, destination: str, amount: int) -> dict[str, Any]:
     """
-    Transfer, and return the sequence.
+    Transfer, and return what was told.
     """
     body = {"source": source, "destination": destination, "amount": amount, "currency": "EUR"}
     reply = merchant.post("/v1/transfers", body | {"reference": f"r{amount}"}, key=fresh("key"))
     assert reply.status_code == 201, reply.text
-    sequence: int = reply.json()["sequence"]
-    return sequence
+    transfer: dict[str, Any] = reply.json()
+    return transfer
+
+
+def told_in(transfer: dict[str, Any]) -> str:
+    """
+    Say in a query that a history is wanted that shows what a reply told.
+    """
+    return f"min_sequence={transfer['sequence']}&shard={transfer['shard']}"
 
 
 def page_of(merchant: Merchant, wallet: str, query: str = "") -> dict[str, Any]:
@@ -37,36 +49,54 @@ def page_of(merchant: Merchant, wallet: str, query: str = "") -> dict[str, Any]:
     return page
 
 
-@pytest.fixture(scope="module")
-def past(acme: Merchant) -> tuple[str, str, int]:
+@pytest.fixture(scope="module", params=[0, 1], ids=["one shard", "two shards"])
+def past(acme: Merchant, request: pytest.FixtureRequest) -> tuple[str, str]:
     """
-    Make a wallet that got 100, gave AMOUNTS to another and got 2 back; and the last sequence.
+    Make a wallet that got 100, gave AMOUNTS to another and got 2 back.
     """
-    wallet, other = acme.open_wallet(funds=100), acme.open_wallet()
+    wallet, other = (
+        acme.open_wallet(funds=100, shard_id=0),
+        acme.open_wallet(shard_id=request.param),
+    )
     for amount in AMOUNTS:
         move(acme, wallet, other, amount)
-    return wallet, other, move(acme, other, wallet, 2)
+    move(acme, other, wallet, 2)
+    return wallet, other
 
 
-def test_reads_its_own_writes(acme: Merchant) -> None:
+@pytest.mark.parametrize("shard_id", [0, 1])
+def test_reads_its_own_writes(acme: Merchant, shard_id: int) -> None:
     """
-    With the sequence of a reply as min_sequence, what it told is in the history at once.
+    With the sequence and shard of a reply, what it told is in the history at once; the shard may
+    be left out while the wallet stays where it is.
     """
-    wallet, other = acme.open_wallet(funds=100), acme.open_wallet()
+    wallet, other = acme.open_wallet(funds=100, shard_id=0), acme.open_wallet(shard_id=shard_id)
     for number in range(20):
-        sequence = move(acme, wallet, other, 1)
-        page = page_of(acme, wallet, f"min_sequence={sequence}&limit=1")
+        transfer = move(acme, wallet, other, 1)
+        query = told_in(transfer) if number % 2 else f"min_sequence={transfer['sequence']}"
+        page = page_of(acme, wallet, f"{query}&limit=1")
         assert page["entries"][0]["version"] == number + 2
-        assert page["entries"][0]["sequence"] == sequence
+        for name in ("shard", "sequence", "balance", "created_at"):
+            assert page["entries"][0][name] == transfer[name]
 
 
-def test_entries_tell_everything(acme: Merchant, past: tuple[str, str, int]) -> None:
+def test_a_shard_that_is_not_there_is_not_waited_for(acme: Merchant) -> None:
+    """
+    Its history will never come.
+    """
+    wallet = acme.open_wallet()
+    reply = acme.get(f"/v1/wallets/{wallet}/entries?min_sequence=1&shard=77")
+    assert (reply.status_code, code_of(reply)) == (400, "query_invalid")
+    assert reply.json()["errors"][0]["parameter"] == "shard"
+
+
+def test_entries_tell_everything(acme: Merchant, past: tuple[str, str]) -> None:
     """
     Each entry has its direction, the balance after it, the other side, and its transfer.
     """
-    wallet, other, sequence = past
+    wallet, other = past
 
-    entries = page_of(acme, wallet, f"after=0&min_sequence={sequence}")["entries"]
+    entries = page_of(acme, wallet, f"after=0&{acme.seen(wallet)}")["entries"]
 
     assert [entry["version"] for entry in entries] == list(range(1, 10))
     balance = 0
@@ -84,13 +114,13 @@ def test_entries_tell_everything(acme: Merchant, past: tuple[str, str, int]) -> 
 
 @pytest.mark.parametrize("limit", [1, 4, 9, 10, 1_000])
 @pytest.mark.parametrize("start", ["after=0", ""])
-def test_pages_meet(acme: Merchant, past: tuple[str, str, int], start: str, limit: int) -> None:
+def test_pages_meet(acme: Merchant, past: tuple[str, str], start: str, limit: int) -> None:
     """
     Following the links gives each version once, in order, from either end.
     """
-    wallet, _, sequence = past
+    wallet, _ = past
     versions: list[int] = []
-    path = f"/v1/wallets/{wallet}/entries?{start}&limit={limit}&min_sequence={sequence}"
+    path = f"/v1/wallets/{wallet}/entries?{start}&limit={limit}&{acme.seen(wallet)}"
     while path:
         reply = acme.get(path)
         entries = reply.json()["entries"]
@@ -106,11 +136,11 @@ def test_pages_do_not_shift(acme: Merchant) -> None:
     What is added while somebody reads changes no page that is still to come.
     """
     wallet, other = acme.open_wallet(funds=100), acme.open_wallet()
-    sequence = [move(acme, wallet, other, 1) for _ in range(5)][-1]
-    first = page_of(acme, wallet, f"limit=3&min_sequence={sequence}")
+    before = [move(acme, wallet, other, 1) for _ in range(5)][-1]
+    first = page_of(acme, wallet, f"limit=3&{told_in(before)}")
     later = [move(acme, wallet, other, 1) for _ in range(5)][-1]
 
-    rest = page_of(acme, wallet, f"before={first['next_cursor']}&min_sequence={later}")
+    rest = page_of(acme, wallet, f"before={first['next_cursor']}&{told_in(later)}")
     seen = [entry["version"] for entry in first["entries"] + rest["entries"]]
     assert seen == [6, 5, 4, 3, 2, 1]
     new = page_of(acme, wallet, "after=6")
@@ -139,14 +169,14 @@ def test_a_history_that_does_not_come(own_stack: Stack) -> None:
     Whoever waits for tables that have stopped hears so in time, and how far they are; a
     transfer is found all the same.
     """
-    hurried = {"MILIANO_GATEWAY_REQUEST_TIMEOUT_MS": "3000"}
+    hurried = {"MILIANO_GATEWAY_REQUEST_TIMEOUT_MS": "3000", **SETTLED}
     with running_gateway(own_stack, **hurried) as gateway:
         merchant = Merchant(gateway.url, gateway.key("acme"))
         wallet, other = merchant.open_wallet(funds=10), merchant.open_wallet()
         own_stack.write_behind.kill()
-        sequence = move(merchant, wallet, other, 1)
+        moved = move(merchant, wallet, other, 1)
 
-        reply = merchant.get(f"/v1/wallets/{wallet}/entries?min_sequence={sequence}")
+        reply = merchant.get(f"/v1/wallets/{wallet}/entries?{told_in(moved)}")
         assert (reply.status_code, code_of(reply)) == (503, "not_projected_yet")
         assert int(reply.headers["retry-after"]) >= 1
 
@@ -157,19 +187,108 @@ def test_a_history_that_does_not_come(own_stack: Stack) -> None:
         merchant.close()
 
 
+def give_slot(stack: Stack, wallet: str, *, source: int, target: int) -> None:
+    """
+    Have a shard give a wallet's slot to another, as an operator does.
+    """
+
+    async def give() -> None:
+        entry = await stack.shard_entry(source)
+        assert entry.endpoint is not None
+        async with connected_peer(entry.endpoint, stack.secret.encode()) as operator:
+            command = GiveSlot(slot_of(wallet), target)
+            operator.send(command, epoch=entry.epoch, shard_id=source)
+            reply = await operator.reply()
+            assert isinstance(reply, Answered)
+            assert isinstance(reply.results[0], SlotLeft), reply
+
+    asyncio.run(give())
+
+
+def test_a_wallet_that_moves_keeps_its_history(own_stack: Stack) -> None:
+    """
+    What it did at either shard is one history in pages that meet, and every look shows all that
+    a reply has told; its keys stay used, and its transfers are found.
+    """
+    with running_gateway(own_stack, **SETTLED) as gateway:
+        acme = Merchant(gateway.url, gateway.key("acme"))
+        wallet, other = acme.open_wallet(funds=100, shard_id=0), acme.open_wallet(shard_id=0)
+        body = {"source": wallet, "destination": other, "amount": 1, "currency": "EUR"}
+        key = fresh("key")
+        before = acme.post("/v1/transfers", body, key=key).json()
+        for source in (0, 1, 0):
+            give_slot(own_stack, wallet, source=source, target=1 - source)
+            for amount in (1, 2):
+                moved = move(acme, wallet, other, amount)
+                assert moved["shard"] == 1 - source
+                rows = page_of(acme, wallet, f"limit=1000&{told_in(moved)}")["entries"]
+                assert [row["version"] for row in rows] == list(range(moved["version"], 0, -1))
+                rows = page_of(acme, wallet, f"after=1&{acme.seen(wallet)}")["entries"]
+                assert [row["version"] for row in rows] == list(range(2, moved["version"] + 1))
+                assert rows[-1]["balance"] == moved["balance"] == acme.balance(wallet)
+        again = acme.post("/v1/transfers", body, key=key)
+        assert (again.json(), again.headers["idempotent-replayed"]) == (
+            before | {"shard": again.json()["shard"]},
+            "true",
+        )
+        assert acme.get(f"/v1/transfers/{before['id']}").json() == before
+        listed = acme.get("/v1/wallets").json()["wallets"]
+        assert [one["wallet_id"] for one in listed] == sorted([wallet, other])
+        assert acme.get(f"/v1/wallets/{wallet}").json()["shard"] == 1
+        acme.close()
+
+
+def test_a_history_with_a_gap_is_not_shown(databases: Databases) -> None:
+    """
+    The tables of a wallet's old shard, in another database, are behind those of its new one:
+    nobody is shown what came later without what came before.
+    """
+    hurried = {"MILIANO_GATEWAY_REQUEST_TIMEOUT_MS": "1500", **SETTLED}
+    with (
+        databases.migrated() as first,
+        databases.migrated() as second,
+        running_stack(f"{first} {second}") as stack,
+        running_gateway(stack, **hurried) as gateway,
+    ):
+        acme = Merchant(gateway.url, gateway.key("acme"))
+        wallet, other = acme.open_wallet(funds=100, shard_id=0), acme.open_wallet(shard_id=1)
+        page_of(acme, wallet, acme.seen(wallet))
+        stack.write_behinds[0].kill()
+        move(acme, wallet, other, 1)
+        give_slot(stack, wallet, source=0, target=1)
+        moved = move(acme, wallet, other, 2)
+        assert (moved["shard"], moved["version"]) == (1, 3)
+        for query in ("after=0&", ""):
+            reply = acme.get(f"/v1/wallets/{wallet}/entries?{query}{told_in(moved)}")
+            assert (reply.status_code, code_of(reply)) == (503, "not_projected_yet")
+
+        stack.write_behinds[0].start()
+
+        def whole() -> list[int] | None:
+            reply = acme.get(f"/v1/wallets/{wallet}/entries?{told_in(moved)}")
+            if reply.status_code == 503:
+                return None
+            return [row["version"] for row in reply.json()["entries"]]
+
+        assert asyncio.run(until(whole, "the history")) == [3, 2, 1]
+        acme.close()
+
+
 def test_health_tells_how_far_it_is(gateway: RunningGateway, acme: Merchant) -> None:
     """
     Each shard says where its journal and its tables are, and what a 2xx waited for.
     """
     nobody = Merchant(gateway.url, None)
-    wallet = acme.open_wallet(funds=1)
+    wallet = acme.open_wallet(funds=1, shard_id=1)
     sequence = acme.get(f"/v1/wallets/{wallet}").json()["sequence"]
     page_of(acme, wallet, f"min_sequence={sequence}")
 
     def shard() -> dict[str, Any] | None:
         health = nobody.get("/v1/health").json()
         assert (health["live"], health["ready"], health["durability"]) == (True, True, "local")
-        (found,) = health["shards"]
+        first, second = health["shards"]
+        assert (first["shard"], second["shard"]) == (0, 1)
+        found: dict[str, Any] = second
         return found if found["projected_sequence"] >= sequence else None
 
     # What it says may be half a second old.

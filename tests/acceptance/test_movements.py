@@ -14,7 +14,8 @@ import pytest
 
 from tests.support.merchant import Merchant, code_of, fresh
 from tests.support.running_gateway import RunningGateway
-from tests.support.waiting import until
+
+to_either_shard = pytest.mark.parametrize("shard_id", [0, 1], ids=["one shard", "two shards"])
 
 
 def body_of(source: str, destination: str, amount: int = 1, **more: Any) -> dict[str, Any]:
@@ -22,11 +23,13 @@ def body_of(source: str, destination: str, amount: int = 1, **more: Any) -> dict
     return moved | more
 
 
-def test_a_transfer_tells_everything(acme: Merchant) -> None:
+@to_either_shard
+def test_a_transfer_tells_everything(acme: Merchant, shard_id: int) -> None:
     """
     The reply has the request, the outcome, and the payer's balance and version.
     """
-    source, destination = acme.open_wallet(funds=100), acme.open_wallet()
+    source = acme.open_wallet(funds=100, shard_id=0)
+    destination = acme.open_wallet(shard_id=shard_id)
     metadata = {"z": 'é "', "a": 1, "m": False}
     body = body_of(source, destination, 30, reference="café \u2028", metadata=metadata)
 
@@ -37,6 +40,7 @@ def test_a_transfer_tells_everything(acme: Merchant) -> None:
     told = {"type": "transfer", "status": "posted", "reason": None, "balance": 70, "version": 2}
     made = {name: transfer[name] for name in ("id", "shard", "sequence", "created_at")}
     assert transfer == body | told | made
+    assert transfer["shard"] == 0
     assert acme.get(f"/v1/transfers/{transfer['id']}").json() == transfer
     assert acme.get(f"/v1/transfers/{transfer['id'].upper()}").json() == transfer
 
@@ -61,23 +65,25 @@ def test_the_world_outside(acme: Merchant, path: str, side: str, balance: int) -
     assert acme.get(f"/v1/transfers/{transfer['id']}").json() == transfer
 
 
+@to_either_shard
 def test_a_transfer_to_another_merchant(
-    gateway: RunningGateway, acme: Merchant, globex: Merchant
+    gateway: RunningGateway, acme: Merchant, globex: Merchant, shard_id: int
 ) -> None:
     """
-    Both sides look the transfer up, each with its own balance; a third party finds nothing.
+    Both sides look the transfer up at once, each with its own balance, as its own shard recorded
+    it; a third party finds nothing.
     """
-    source, destination = acme.open_wallet(funds=100), globex.open_wallet(funds=5)
+    source = acme.open_wallet(funds=100, shard_id=0)
+    destination = globex.open_wallet(funds=5, shard_id=shard_id)
     made = acme.post("/v1/transfers", body_of(source, destination, 30), key=fresh("key")).json()
 
-    async def seen_by_payee() -> Any:
-        reply = globex.get(f"/v1/transfers/{made['id']}")
-        return reply.json() if reply.status_code == 200 else None
+    seen = globex.get(f"/v1/transfers/{made['id']}").json()
 
-    # A wallet that is not in the tables yet has no owner there.
-    seen = asyncio.run(until(seen_by_payee, "the payee's wallet to be in the tables"))
     assert (made["balance"], made["version"]) == (70, 2)
-    assert seen == made | {"balance": 35, "version": 2}
+    recorded = {name: seen[name] for name in ("shard", "sequence", "created_at")}
+    assert seen == made | {"balance": 35, "version": 2} | recorded
+    assert seen["shard"] == shard_id
+    assert shard_id or recorded == {name: made[name] for name in recorded}
     initech = Merchant(gateway.url, gateway.key("initech"))
     assert initech.get(f"/v1/transfers/{made['id']}").status_code == 404
     initech.close()
@@ -121,11 +127,13 @@ def test_business_refusals(
     assert acme.balance(names["source"]) == 100
 
 
-def test_equal_requests_at_once_are_one(acme: Merchant) -> None:
+@to_either_shard
+def test_equal_requests_at_once_are_one(acme: Merchant, shard_id: int) -> None:
     """
     Twenty requests with one key move the money once; all hear the same, and one is no replay.
     """
-    source, destination, key = acme.open_wallet(funds=100), acme.open_wallet(), fresh("key")
+    source, key = acme.open_wallet(funds=100, shard_id=0), fresh("key")
+    destination = acme.open_wallet(shard_id=shard_id)
     headers = {
         "authorization": acme.http.headers["authorization"],
         "content-type": "application/json",

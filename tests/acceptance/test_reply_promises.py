@@ -19,11 +19,11 @@ import pytest
 from processor.storage.connection import connect
 from tests.support.merchant import Merchant, code_of, fresh
 from tests.support.pausing import paused
-from tests.support.running_gateway import RunningGateway, running_gateway
+from tests.support.running_gateway import SETTLED, RunningGateway, running_gateway
 from tests.support.stack import Stack
 from tests.support.waiting import until
 
-PATIENT = {"MILIANO_GATEWAY_REQUEST_TIMEOUT_MS": "30000"}
+PATIENT = {"MILIANO_GATEWAY_REQUEST_TIMEOUT_MS": "30000", **SETTLED}
 HURRIED = {"MILIANO_GATEWAY_REQUEST_TIMEOUT_MS": "500"}
 FUNDS = 1_000
 
@@ -61,10 +61,10 @@ def hurried_shop(own_stack: Stack) -> Iterator[Merchant]:
 
 def wallets(merchant: Merchant) -> dict[str, Any]:
     """
-    Open two wallets, the first with funds, and make a transfer's body between them.
+    Open two wallets at shard 0, the first with funds, and make a transfer's body between them.
     """
-    source = merchant.open_wallet("source", funds=FUNDS)
-    destination = merchant.open_wallet("destination")
+    source = merchant.open_wallet("source", funds=FUNDS, shard_id=0)
+    destination = merchant.open_wallet("destination", shard_id=0)
     return {"source": source, "destination": destination, "amount": 100, "currency": "EUR"}
 
 
@@ -98,7 +98,7 @@ def test_posted_stays_posted(own_stack: Stack, shop: Merchant) -> None:
     first = shop.post("/v1/transfers", body, key=key)
     assert (first.status_code, first.json()["balance"], is_replay(first)) == (201, 900, False)
     sequence = first.json()["sequence"]
-    query = f"SELECT sequence FROM journal WHERE sequence = {sequence}"
+    query = f"SELECT sequence FROM journal WHERE shard_id = 0 AND sequence = {sequence}"
     assert asyncio.run(rows(own_stack, query)) == [(sequence,)]
 
     own_stack.crash_shard()
@@ -115,7 +115,7 @@ def test_the_world_keeps_its_promises_too(own_stack: Stack, shop: Merchant, path
     """
     Money from outside and to outside moves once, across a crash.
     """
-    wallet = shop.open_wallet(funds=FUNDS)
+    wallet = shop.open_wallet(funds=FUNDS, shard_id=0)
     side = "destination" if path == "/v1/deposits" else "source"
     body, key = {side: wallet, "amount": 100, "currency": "EUR"}, fresh("key")
     first = shop.post(path, body, key=key)
@@ -125,6 +125,73 @@ def test_the_world_keeps_its_promises_too(own_stack: Stack, shop: Merchant, path
     assert (again.status_code, again.json(), is_replay(again)) == (201, first.json(), True)
     assert shop.balance(wallet) == FUNDS + (100 if side == "destination" else -100)
     asyncio.run(books_are_zero(own_stack))
+
+
+def across(merchant: Merchant) -> dict[str, Any]:
+    """
+    Make a transfer's body from a wallet at shard 0 to one at shard 1.
+    """
+    return wallets(merchant) | {"destination": merchant.open_wallet("destination", shard_id=1)}
+
+
+def test_pending_comes_to_posted(own_stack: Stack) -> None:
+    """
+    202: the money is set aside while the other shard is down; the same key and the transfer's own
+    page tell so, across a crash, until it is posted, once.
+    """
+    with merchant_of(own_stack) as shop:
+        body, key = across(shop), fresh("key")
+        own_stack.shards[1].kill()
+        first = shop.post("/v1/transfers", body, key=key)
+        transfer = first.json()
+        assert (first.status_code, transfer["status"], is_replay(first)) == (202, "pending", False)
+        assert (transfer["balance"], transfer["version"], transfer["shard"]) == (None, None, 0)
+        place = first.headers["location"]
+        assert place == f"/v1/transfers/{transfer['id']}"
+        assert shop.get(place).json() == transfer
+        own_stack.crash_shard()
+
+        again = shop.post("/v1/transfers", body, key=key)
+        assert (again.status_code, again.json(), is_replay(again)) == (202, transfer, True)
+        assert shop.get(place).json() == transfer
+        rest = shop.post("/v1/transfers", body | {"amount": FUNDS - 99}, key=fresh("key"))
+        assert (rest.status_code, code_of(rest)) == (409, "insufficient_funds")
+
+        own_stack.shards[1].start()
+        told = asyncio.run(until(lambda: no_more_pending(shop, body, key), "the settlement"))
+        assert (told.status_code, told.json()["balance"], is_replay(told)) == (201, 900, True)
+        assert shop.get(place).json() == told.json()
+        assert shop.balance(body["destination"]) == 100
+        asyncio.run(books_are_zero(own_stack))
+
+
+def test_pending_comes_to_rejected(own_stack: Stack) -> None:
+    """
+    What the other shard refuses is set free again, and the refusal is recorded under the key.
+    """
+    with merchant_of(own_stack) as shop:
+        body, key = across(shop), fresh("key")
+        status = {"status": "closed"}
+        assert shop.send("PATCH", f"/v1/wallets/{body['destination']}", status).status_code == 200
+        own_stack.shards[1].kill()
+        pending = shop.post("/v1/transfers", body, key=key)
+        assert (pending.status_code, pending.json()["status"]) == (202, "pending")
+        batch = shop.post("/v1/transfers/batch", {"transfers": [body | {"idempotency_key": key}]})
+        assert batch.json()["pending"] == 1
+        (item,) = batch.json()["results"]
+        assert (item["status"], item["id"]) == ("pending", pending.json()["id"])
+        assert item["replayed"]
+
+        own_stack.shards[1].start()
+        told = asyncio.run(until(lambda: no_more_pending(shop, body, key), "the settlement"))
+        assert (told.status_code, code_of(told)) == (409, "destination_closed")
+        assert shop.get(pending.headers["location"]).json() == told.json()["transfer"]
+        assert shop.balance(body["source"]) == FUNDS
+
+
+def no_more_pending(merchant: Merchant, body: dict[str, Any], key: str) -> httpx2.Response | None:
+    reply = merchant.post("/v1/transfers", body, key=key)
+    return None if reply.status_code == 202 else reply
 
 
 def test_a_refusal_stays_a_refusal(own_stack: Stack, shop: Merchant) -> None:

@@ -82,7 +82,7 @@ def test_kill_leaves_no_process_and_the_data_is_found_again(folder: Path, runtim
     try:
         ledger.start()
         fund(ledger)
-        assert len(ledger.processes()) >= 4
+        assert len(ledger.processes()) >= 5
         end(ledger)
         ledger.wait_until_gone()
         assert (ledger.data_dir / "running.json").exists()  # A stale one is no harm.
@@ -98,15 +98,16 @@ def test_kill_leaves_no_process_and_the_data_is_found_again(folder: Path, runtim
 
 def test_parts_that_die_are_started_again(stopped_ledger: Ledger) -> None:
     """
-    Gateway, shard and database are each killed and come back, and money moves again.
+    Gateway, shards and database are each killed and come back, and money moves again.
     """
     ledger = stopped_ledger
     ledger.start()
     fund(ledger)
-    for number, part in enumerate(("gateway", "actors shard 0", "postgres"), 1):
+    parts = ("gateway", "actors shard 0", "actors shard 1", "postgres")
+    for number, part in enumerate(parts, 1):
         (victim,) = [pid for pid, command in ledger.processes().items() if part in command[:200]]
         os.kill(victim, signal.SIGKILL)
-        deposit_until_posted(ledger, f"after-{part.split()[0]}")
+        deposit_until_posted(ledger, f"after-{part.replace(' ', '-')}")
         assert balance(ledger) == BALANCE + number
     assert "books balanced" in ledger.run("verify").out
     assert ledger.stop() == 0, ledger.words()
@@ -218,9 +219,71 @@ def test_first_key_is_told_once(folder: Path) -> None:
     assert told == [ledger.key, None]
 
 
+def test_several_databases_and_a_shard_that_is_placed_later(folder: Path) -> None:
+    """
+    Shards are spread over the databases; one that is placed while all runs is started, takes half
+    of another's slots, and the books balance over all of it, also after the next start.
+    """
+    environment = {"MILIANO_POSTGRES_EMBEDDED_DATABASES": "2"}
+    wallets = [f"shop-{number}" for number in range(20)]
+    for attempt in range(2):
+        with running_ledger("process", folder / "data", environment=environment) as ledger:
+            if not attempt:
+                for wallet in wallets:
+                    ledger.json("wallets", "open", "EUR", "--id", wallet)
+                    ledger.json("deposit", wallet, "100", "EUR")
+                moved = ledger.json("shards", "split", "0")
+                assert moved == {"to": 2, "moved": 1_024, "kept": []}
+                again = ledger.json("shards", "split", "0", "--to", "2")
+                assert again == {"to": 2, "moved": 0, "kept": []}
+            shards = ledger.json("shards", "list")["shards"]
+            slots = [(shard["shard"], shard["slots"]) for shard in shards]
+            assert slots == [(0, [[0, 1_023]]), (1, [[2_048, 4_095]]), (2, [[1_024, 2_047]])]
+            assert {shard["database"] for shard in shards} == {0, 1}
+            assert sum(shard["wallets"] for shard in shards) == len(wallets)
+            for wallet in wallets:
+                assert ledger.json("wallets", "show", wallet)["balance"] == 100 + attempt
+                ledger.json("deposit", wallet, "1", "EUR")
+            assert "books balanced" in ledger.run("verify").out
+
+
+def test_slots_move_where_they_are_wanted(stopped_ledger: Ledger) -> None:
+    """
+    `shards move` moves what is named, and asking again changes nothing; nonsense is refused.
+    """
+    ledger = stopped_ledger
+    ledger.start()
+    assert ledger.json("shards", "move", "0-9,30", "--to", "1")["moved"] == 11
+    assert ledger.json("shards", "move", "0-9,30", "--to", "1")["moved"] == 11
+    assert ledger.json("shards", "move", "9", "--to", "0")["moved"] == 1
+    slots = [shard["slots"] for shard in ledger.json("shards", "list")["shards"]]
+    assert slots == [[[9, 29], [31, 2_047]], [[0, 8], [30, 30], [2_048, 4_095]]]
+    assert ledger.run("shards", "move", "4096", "--to", "1").code == 2
+    assert ledger.run("shards", "move", "1", "--to", "7").code == 4
+    assert ledger.run("shards", "split", "7").code == 4
+    assert "books balanced" in ledger.run("verify").out
+    assert ledger.stop() == 0, ledger.words()
+
+
+def test_a_database_of_another_ledger_is_refused(folder: Path) -> None:
+    """
+    `up` with another ledger's database among its own ends with 6 and says which.
+    """
+    with (
+        running_ledger("process", folder / "one") as one,
+        running_ledger("process", folder / "two") as two,
+    ):
+        both = f"{one.dsn} {two.dsn}"
+        third = Ledger(folder / "three", environment={"MILIANO_POSTGRES_DSN": both})
+        ran = third.run("up", "--runtime", "process", "--port", "0")
+    assert ran.code == 6
+    assert "belongs to another cluster" in ran.err
+
+
 def test_halted_shard_can_be_looked_at_and_resumed(stopped_ledger: Ledger) -> None:
     """
-    A ledger with a halted shard comes up, says why nothing moves, and moves again once resumed.
+    A ledger with halted shards comes up, says why nothing moves, and moves again once they are
+    resumed.
     """
     ledger = stopped_ledger
     ledger.start()
@@ -236,7 +299,9 @@ def test_halted_shard_can_be_looked_at_and_resumed(stopped_ledger: Ledger) -> No
     assert "shard 0 is halted: the moon" in status.out
     assert ledger.run("deposit", "shop", "1", "EUR").code == 3
     assert "books balanced" in ledger.run("verify").out
-    assert ledger.json("db", "resume", "0") == {"shard": 0, "state": "active"}
+    for shard in (0, 1):
+        document = {"shard": shard, "state": "active"}
+        assert ledger.json("db", "resume", str(shard)) == document
     assert ledger.run("db", "resume", "0").code == 4
     assert ledger.stop() == 0, ledger.words()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from processor.storage.api_keys import Scope
-from tests.support.merchant import Merchant, code_of, fresh, pointers_of
+from tests.support.merchant import Merchant, code_of, fresh, fresh_on, pointers_of
 from tests.support.running_gateway import RunningGateway
 from tests.support.waiting import until
 
@@ -24,13 +24,13 @@ def test_opening(acme: Merchant) -> None:
     """
     A new wallet is empty and open; asking again with the same facts changes nothing.
     """
-    body = {"wallet_id": fresh("w"), "currency": "JPY"}
+    body = {"wallet_id": fresh_on(1, "w"), "currency": "JPY"}
 
     first, again = acme.post("/v1/wallets", body), acme.post("/v1/wallets", body)
 
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json() == acme.get(first.headers["location"]).json()
-    expected = body | {"status": "open", "minimum": 0, "balance": 0, "version": 0, "shard": 0}
+    expected = body | {"status": "open", "minimum": 0, "balance": 0, "version": 0, "shard": 1}
     assert first.json() == expected | {"sequence": first.json()["sequence"]}
 
 

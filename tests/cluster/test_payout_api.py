@@ -152,7 +152,7 @@ async def send(stack: Stack, *commands: Command) -> None:
         for start in range(0, len(commands), 5_000):
             chunk = commands[start : start + 5_000]
             results = await clients.submit_many(chunk, timeout_ms=20_000)
-            assert not [result for result in results if isinstance(result, Exception)]
+            assert not [result for result, _ in results if isinstance(result, Exception)]
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ class TestExample:
         paid = [row for row in result if row["state"] == "paid"]
         cents = sum(int(row["amount"].replace(".", "")) for row in paid)
         assert (len(paid), cents) == (9_938, done["amounts"]["paid"])
-        asyncio.run(gateway.stack.projected())
+        asyncio.run(gateway.stack.settled())
         verdict = asyncio.run(verify(gateway.stack.dsn))
         assert verdict.balanced, verdict.differences
 

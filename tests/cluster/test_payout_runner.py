@@ -1,6 +1,6 @@
 """
 Goal: each row of a batch is paid once, whatever is killed, and its counters add up all the time.
-Method: the real shard and write-behind in processes of their own; the runner is killed, doubled,
+Method: two real shards and a write-behind in processes of their own; the runner is killed, doubled,
         cut off and started again; at the end the journal is counted and the books are audited.
 """
 
@@ -19,11 +19,12 @@ import uuid_utils
 from actors.child_process import ChildProcess
 from configs.settings import PayoutSettings
 from gateway.payout_runner import PayoutRunner, command_of, outcome_of
-from gateway.shard_client import ShardClients
-from processor.core.commands import SetWalletStatus
-from processor.core.decisions import TransferPosted
+from gateway.shard_clients import ShardClients
+from processor.core.commands import MoveMoney, SetWalletStatus
+from processor.core.decisions import TransferPosted, TransferRejected, TransferReserved
+from processor.core.slots import SlotMap
 from processor.core.wallet import WalletStatus
-from processor.flow.frames import Posted
+from processor.flow.frames import Pending, Posted, Result
 from processor.flow.payout_file import CheckedRow, encode_page
 from processor.storage.payouts import (
     BatchLocks,
@@ -36,7 +37,8 @@ from processor.storage.payouts import (
 from processor.storage.verification import verify
 from tests.support.books import read_journal
 from tests.support.commands import MERCHANT, deposit, open_wallet
-from tests.support.stack import Stack, reading, running_stack
+from tests.support.databases import reading
+from tests.support.stack import Stack, running_stack
 from tests.support.waiting import until
 
 FUNDS = 10_000_000
@@ -72,6 +74,7 @@ class Payroll:
     def __init__(self, clients: ShardClients, store: PayoutStore) -> None:
         self.name = uuid_utils.uuid7().hex
         self.source = f"payroll-{self.name}"
+        self.shard_id = 0  # Of the source.
         self._clients = clients
         self._store = store
 
@@ -83,8 +86,8 @@ class Payroll:
         results = await self._clients.submit_many(
             [open_wallet(wallet_id) for wallet_id in wallets], timeout_ms=10_000
         )
-        assert not [result for result in results if isinstance(result, Exception)]
-        funded = await self._clients.submit(
+        assert not [result for result, _ in results if isinstance(result, Exception)]
+        funded, self.shard_id = await self._clients.submit(
             deposit(self.source, FUNDS, key=self.name), timeout_ms=10_000
         )
         assert isinstance(funded, Posted)
@@ -182,18 +185,24 @@ async def assert_paid_once(stack: Stack, store: PayoutStore, batch: PayoutBatch)
     """
     Check each item against the journal, and the whole database by the auditor.
     """
-    journal = await read_journal(stack.dsn)
+    await stack.settled()
+    journal = await read_journal(stack.dsn, SlotMap.even(2).shard_of(batch.source))
     metadata = msgspec.json.encode(
         {"payout_batch": str(uuid_utils.UUID(bytes=batch.batch_id))}
     ).decode()
-    decided = [d for d in journal.decisions if getattr(d, "metadata", None) == metadata]
-    assert set(journal.key_counts().values()) == {1}
+    asked = Counter(
+        decision.key
+        for decision in journal.decisions
+        if isinstance(decision, TransferPosted | TransferRejected | TransferReserved)
+    )
+    assert set(asked.values()) == {1}
+    outcomes = [outcome for outcome, _, _ in journal.state.keys.young.values()]
+    decided = [outcome for outcome in outcomes if outcome.metadata == metadata]
     by_id = {decision.transfer_id: decision for decision in decided}
     items = await store.items(batch.batch_id, after_row=0, limit=100_000)
     assert len(by_id) == len(decided) == len(items) == batch.total_count
     for item in items:
         assert_item_is(item, by_id[item.transfer_id])
-    await stack.projected()
     verdict = await verify(stack.dsn)
     assert verdict.balanced, verdict.differences
 
@@ -267,7 +276,7 @@ async def test_killed_at_any_moment_it_goes_on(stack, clients, store, payroll):
 
     A fast machine finishes a batch within few kills, so batches follow until enough have hit.
     """
-    process = stack.process("payouts", ["tests.support.payout_process", "12"])
+    process = stack.child("payouts", ["tests.support.payout_process", "12"])
     chance = random.Random(11)
     interruptions = 0
     batches: list[PayoutBatch] = []
@@ -314,7 +323,7 @@ async def test_paid_and_not_recorded_is_paid_once(stack, clients, store, payroll
     batch = await payroll.submit(20)
     items = await store.pending_items(batch.batch_id, after_row=0, limit=10)
     commands = [command_of(batch, item) for item in items]
-    results = await clients.submit_many(commands, timeout_ms=10_000)
+    results = await settled_results(clients, commands)
     outcomes = [outcome_of(item, result) for item, result in zip(items, results, strict=True)]
     if recorded:
         await store.record_results(batch.batch_id, outcomes[:recorded])
@@ -325,6 +334,19 @@ async def test_paid_and_not_recorded_is_paid_once(stack, clients, store, payroll
     told = await store.items(batch.batch_id, after_row=0, limit=10)
     assert [item.transfer_id for item in told] == [command.transfer_id for command in commands]
     await assert_paid_once(stack, store, batch)
+
+
+async def settled_results(clients: ShardClients, commands: list[MoveMoney]) -> list[Result]:
+    """
+    Ask until nothing of *commands* is on its way any more.
+    """
+
+    async def asked() -> list[Result] | None:
+        told = await clients.submit_many(commands, timeout_ms=10_000)
+        results = [result for result, _ in told]
+        return None if any(isinstance(result, Pending) for result in results) else results
+
+    return await until(asked, "the outcomes")
 
 
 async def test_two_runners_at_once_pay_once(stack, clients, store, payroll, empty_database):
@@ -423,7 +445,7 @@ async def test_a_crashed_shard_delays_and_loses_nothing(stack, clients, store, p
             return (await now(store, batch)).paid_count > 0
 
         await until(begun, "the first rows")
-        stack.crash_shard()
+        stack.crash_shard(payroll.shard_id)
         await finished(store, batch)
     await assert_paid_once(stack, store, batch)
 
@@ -433,7 +455,7 @@ async def test_without_an_answer_rows_stay_pending(stack, clients, store, payrol
     A deadline that passes is no outcome: attempts are counted, and nothing is failed.
     """
     batch = await payroll.submit(20)
-    stack.shard.kill()
+    stack.shards[payroll.shard_id].kill()
     try:
         runner = PayoutRunner(
             store=store,
@@ -452,7 +474,7 @@ async def test_without_an_answer_rows_stay_pending(stack, clients, store, payrol
         await until(tried_thrice, "three attempts at each row")
         assert (await now(store, batch)).pending_count == 20
     finally:
-        stack.shard.start()
+        stack.shards[payroll.shard_id].start()
     await finished(store, batch)
     await runner.stop()
     await assert_paid_once(stack, store, batch)

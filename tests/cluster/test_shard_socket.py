@@ -16,14 +16,17 @@ from contextlib import asynccontextmanager
 import pytest
 
 from configs.settings import GatewaySettings
-from gateway.shard_client import ShardClients, ShardUnavailable
+from gateway.shard_client import ShardUnavailable
+from gateway.shard_clients import ShardClients
 from processor.flow import frames
 from processor.flow.frames import NotServing, Posted
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer
 from tests.support.raw_peer import RawPeer, connected_peer
+from tests.support.shard_net import names_on
 from tests.support.stack import Stack, running_stack
 
 PATIENT_MS = 15_000
+A, B = names_on(0, 2)[:2]
 NONCE_MESSAGE_BYTES = 4 + frames.NONCE_BYTES
 HANDSHAKE_BYTES = NONCE_MESSAGE_BYTES + 4 + frames.PROOF_BYTES
 
@@ -53,8 +56,8 @@ class Honest:
         self._clients = clients
 
     async def pay(self) -> None:
-        command = transfer("a", "b", 1, key=secrets.token_hex(8))
-        result = await self._clients.submit(command, timeout_ms=PATIENT_MS)
+        command = transfer(A, B, 1, key=secrets.token_hex(8))
+        result, _ = await self._clients.submit(command, timeout_ms=PATIENT_MS)
         assert isinstance(result, Posted)
         assert not result.repeated
 
@@ -62,7 +65,7 @@ class Honest:
 @asynccontextmanager
 async def honest_client(stack: Stack) -> AsyncIterator[Honest]:
     async with stack.clients() as clients:
-        commands = [open_wallet("a"), open_wallet("b"), deposit("a", 1_000, key="fill")]
+        commands = [open_wallet(A), open_wallet(B), deposit(A, 1_000, key="fill")]
         await clients.submit_many(commands, timeout_ms=PATIENT_MS)
         yield Honest(clients)
 
@@ -77,12 +80,12 @@ async def test_a_client_without_the_secret_is_refused(stack: Stack):
     """
     A gateway with another secret never gets a command through, and the shard's log says why.
     """
-    clients = ShardClients(dsn=stack.dsn, secret=b"not the secret!!", settings=GatewaySettings())
+    clients = ShardClients(stack.dsns, secret=b"not the secret!!", settings=GatewaySettings())
     async with honest_client(stack) as honest:
         await clients.start()
         try:
             with pytest.raises(ShardUnavailable):
-                await clients.submit(read_wallet("a"), timeout_ms=300)
+                await clients.submit(read_wallet(A), timeout_ms=300)
             assert not clients.statistics()[0].connected
             await honest.pay()
         finally:
@@ -192,7 +195,7 @@ async def test_a_frame_for_another_shard_is_not_served(stack: Stack):
         honest_client(stack) as honest,
         connected_peer(await endpoint_of(stack), stack.secret.encode()) as peer,
     ):
-        peer.send(read_wallet("a"), epoch=entry.epoch, shard_id=1, frame_id=5)
+        peer.send(read_wallet(A), epoch=entry.epoch, shard_id=1, frame_id=5)
         assert await peer.reply() == NotServing(5)
         await honest.pay()
 

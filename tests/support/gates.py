@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from tests.support.stack import reading
+from tests.support.databases import reading
 from tests.support.waiting import until
 
 _WAITING = """

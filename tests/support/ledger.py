@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,17 @@ class Ledger:
     One `miliano up`, and how to reach it.
     """
 
-    def __init__(self, data_dir: Path, *, runtime: str = "ray") -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        runtime: str = "ray",
+        shard_count: int = 2,
+        environment: Mapping[str, str] = {},
+    ) -> None:
         self.data_dir = data_dir
         self.runtime = runtime
+        self.shard_count = shard_count
         self.url = ""
         self.key = ""
         self.dsn = ""
@@ -64,7 +72,11 @@ class Ledger:
         self.process: subprocess.Popen[str] | None = None
         # Nothing of whoever runs the tests; the folder and the runtime stand in the command.
         kept = {n: value for n, value in os.environ.items() if not n.startswith("MILIANO_")}
-        self.environment = kept | {"PYTHONPATH": str(ROOT)}
+        self.environment = kept | {
+            "PYTHONPATH": str(ROOT),
+            "MILIANO_CLUSTER_SHARDS": str(shard_count),
+            **environment,
+        }
 
     @property
     def pid(self) -> int:
@@ -174,49 +186,57 @@ class Ledger:
         ran = CliRunner().invoke(app, self.command(arguments), env=inherited)
         return Ran(ran.exit_code, ran.stdout, ran.stderr)
 
-    def shard(self) -> dict[str, Any]:
+    def shard(self, number: int = 0) -> dict[str, Any]:
         """
-        Say what `miliano status` says of the one shard, once it is served.
+        Say what `miliano status` says of a shard, once all are served.
         """
         deadline = time.monotonic() + SERVING_S_MAX
         while time.monotonic() < deadline:
             ran = self._in_this_process("status", "--json")
             if ran.code == 0:
-                return dict(ran.json["shards"][0])
+                return dict(ran.json["shards"][number])
             time.sleep(LOOK_S)
-        raise AssertionError(f"the shard is not served: {ran}\n{self.words()}")
+        raise AssertionError(f"not all shards are served: {ran}\n{self.words()}")
 
-    def wait_until_projected(self, sequence: int) -> None:
+    def wait_until_projected(self, sequence: int, shard: int = 0) -> None:
         """
-        Wait until the tables show the journal up to *sequence*.
+        Wait until the tables show a shard's journal up to *sequence*.
         """
         deadline = time.monotonic() + SERVING_S_MAX
-        while self.shard()["projected_sequence"] < sequence:
+        while self.shard(shard)["projected_sequence"] < sequence:
             assert time.monotonic() < deadline, self.words()
             time.sleep(LOOK_S)
 
-    def kill_shard(self) -> dict[str, Any]:
+    def kill_shard(self, number: int = 0) -> dict[str, Any]:
         """
-        Kill the shard's process with SIGKILL and return its status once a new one serves.
+        Kill a shard's process with SIGKILL and return its status once a new one serves.
         """
-        before = self.shard()
+        before = self.shard(number)
         os.kill(before["pid"], signal.SIGKILL)
         deadline = time.monotonic() + SERVING_S_MAX
-        while (after := self.shard())["epoch"] == before["epoch"]:
+        while (after := self.shard(number))["epoch"] == before["epoch"]:
             assert time.monotonic() < deadline, self.words()
             time.sleep(LOOK_S)
         return after
 
 
 @contextmanager
-def running_ledger(runtime: str = "ray", data_dir: Path | None = None) -> Iterator[Ledger]:
+def running_ledger(
+    runtime: str = "ray",
+    data_dir: Path | None = None,
+    *,
+    shard_count: int = 2,
+    environment: Mapping[str, str] = {},
+) -> Iterator[Ledger]:
     """
     Start a ledger, in a fresh folder that goes with it unless one is given, and stop it.
+
+    *environment* is added to that of all its processes.
     """
     with contextlib.ExitStack() as stack:
         if data_dir is None:
             data_dir = stack.enter_context(ledger_folder()) / "data"
-        ledger = Ledger(data_dir, runtime=runtime)
+        ledger = Ledger(data_dir, runtime=runtime, shard_count=shard_count, environment=environment)
         stack.callback(end, ledger)
         ledger.start()
         yield ledger

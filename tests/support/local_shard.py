@@ -15,24 +15,35 @@ from actors.wallet_shard import Phase, WalletShard
 from configs.settings import ShardSettings
 from processor.core.commands import Command
 from processor.flow.frames import Answered, Reply, RequestFrame, Result
+from processor.flow.ports import StoreUnavailable
+from processor.storage.catalog import open_cluster, place_shards
+from processor.storage.cluster import PostgresCluster
 from processor.storage.shard_store import PostgresShardStore
 from tests.support.waiting import until
+
+RETRY_S = 0.05
+SECRET = b"the secret of the tests"
 
 
 class LocalShard:
     """
-    One owner of shard 0. *ended* says why it ended, if it did; *endpoint* is what it publishes.
+    One owner of shard 0, alone in its cluster. *ended* says why it ended, if it did; *endpoint* is
+    what it publishes.
     """
 
     def __init__(self, dsn: str, settings: ShardSettings | None = None) -> None:
         self.ended: str | None = None
+        self.is_placed = False
         self.endpoint = "unix:/nowhere"
         self.replies: dict[int, list[Reply]] = {}
+        self._dsn = dsn
         self.store = PostgresShardStore(dsn, 0)
         self.shard = WalletShard(
             0,
             self.store,
+            PostgresCluster(0, dsn, [dsn]),
             settings or ShardSettings(),
+            secret=SECRET,
             build="test",
             publish_endpoint=lambda: self.endpoint,
             fatal=self._end,
@@ -47,7 +58,22 @@ class LocalShard:
         """
         Begin, without waiting until the shard serves.
         """
-        self._task = asyncio.create_task(self.shard.run())
+        self._task = asyncio.create_task(self._run())
+
+    async def place(self) -> None:
+        """
+        Give the shard its place in the catalog, as the supervisor does; `launch` does it, too.
+        """
+        await place_shards(await open_cluster([self._dsn]), 1)
+        self.is_placed = True
+
+    async def _run(self) -> None:
+        while not self.is_placed:
+            try:
+                await self.place()
+            except StoreUnavailable:
+                await asyncio.sleep(RETRY_S)
+        await self.shard.run()
 
     async def start(self) -> None:
         """

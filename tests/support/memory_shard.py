@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from actors.wallet_shard import Phase, WalletShard
@@ -18,10 +18,17 @@ from processor.core.commands import Command
 from processor.core.record import Record
 from processor.core.state import Remembered, ShardState
 from processor.core.wallet import Wallet
-from processor.flow.frames import Answered, Reply, RequestFrame, Result
+from processor.flow.frames import Answered, Reply, RequestFrame, Result, Settled
 from processor.flow.ports import AppendInDoubt
-from processor.storage.memory_store import MemoryDatabase, MemoryShardStore
+from processor.storage.memory_store import (
+    MemoryCatalog,
+    MemoryCluster,
+    MemoryDatabase,
+    MemoryShardStore,
+)
 from tests.support.waiting import until
+
+SECRET = b"the secret of the tests"
 
 
 class Hold:
@@ -39,6 +46,13 @@ class Hold:
 
     def open(self) -> None:
         self._open.set()
+
+    def open_once(self) -> None:
+        """
+        Let go of who stands here, and close again.
+        """
+        self._open.set()
+        self._open = asyncio.Event()
 
     async def passed(self) -> None:
         self.waiting += 1
@@ -60,8 +74,8 @@ class HeldStore(MemoryShardStore):
     tables and `pages` for the keys.
     """
 
-    def __init__(self, database: MemoryDatabase) -> None:
-        super().__init__(database)
+    def __init__(self, database: MemoryDatabase, others: Sequence[MemoryDatabase] = ()) -> None:
+        super().__init__(database, others)
         self.writes, self.settles = Hold(), Hold()
         self.reads, self.pages = Hold(), Hold()
         self.abandoned = 0
@@ -92,19 +106,22 @@ class HeldStore(MemoryShardStore):
         await self.reads.passed()
         return await super().load_wallets(wallet_ids)
 
-    async def load_keys(self, keys: Iterable[bytes]) -> list[Remembered]:
+    async def load_keys(
+        self, keys: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Remembered]:
         await self.reads.passed()
-        return await super().load_keys(keys)
+        return await super().load_keys(keys, everywhere=everywhere)
 
-    async def key_pages(self) -> AsyncIterator[list[bytes]]:
+    async def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
         await self.pages.passed()
-        async for page in super().key_pages():
+        async for page in super().key_pages(everywhere=everywhere):
             yield page
 
 
 class MemoryShard:
     """
-    One owner of shard 0. *ended* says why its process would have ended.
+    One owner of the shard of *database*, alone in its cluster unless *catalog* says else. *ended*
+    says why its process would have ended; *endpoint* is what it publishes.
     """
 
     def __init__(
@@ -112,20 +129,28 @@ class MemoryShard:
         database: MemoryDatabase | None = None,
         settings: ShardSettings | None = None,
         *,
+        catalog: MemoryCatalog | None = None,
         now_us: int | None = None,
     ) -> None:
         self.database = database or MemoryDatabase()
-        self.store = HeldStore(self.database)
+        self.shard_id = self.database.shard_id
+        self.endpoint = "unix:/here"
+        catalog = catalog or MemoryCatalog([self.database])
+        others = [one for one in catalog.databases.values() if one is not self.database]
+        self.store = HeldStore(self.database, others)
         self.ended: str | None = None
         self.replies: dict[int, list[Reply]] = {}
         self.delivered: list[Reply] = []  # All of them, as they came.
+        self.settled: list[Result] = []  # What was told unasked.
         self.now_us = now_us or 1_700_000_000_000_000
         self.shard = WalletShard(
-            0,
+            self.shard_id,
             self.store,
+            MemoryCluster(catalog, self.shard_id),
             settings or ShardSettings(),
+            secret=SECRET,
             build="test",
-            publish_endpoint=lambda: "unix:/here",
+            publish_endpoint=lambda: self.endpoint,
             clock_us=lambda: self.now_us,
             fatal=self._end,
         )
@@ -165,7 +190,9 @@ class MemoryShard:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    def send(self, *commands: Command, epoch: int | None = None, shard_id: int = 0) -> int:
+    def send(
+        self, *commands: Command, epoch: int | None = None, shard_id: int | None = None
+    ) -> int:
         """
         Offer a frame, for the present epoch if not told else; replies will be in `replies`.
         """
@@ -173,10 +200,14 @@ class MemoryShard:
         replies = self.replies.setdefault(frame_id, [])
 
         def deliver(reply: Reply) -> None:
-            replies.append(reply)
             self.delivered.append(reply)
+            if isinstance(reply, Settled):
+                self.settled.extend(reply.results)
+            else:
+                replies.append(reply)
 
         epoch = self.store.epoch if epoch is None else epoch
+        shard_id = self.shard_id if shard_id is None else shard_id
         self.shard.offer(RequestFrame(frame_id, shard_id, epoch, list(commands)), deliver)
         return frame_id
 
@@ -187,6 +218,7 @@ class MemoryShard:
         await until(lambda: self.replies[frame_id] or self.ended, f"reply {frame_id}")
         assert not self.ended, self.ended
         (reply,) = self.replies[frame_id]
+        assert not isinstance(reply, Settled)
         assert reply.frame_id == frame_id
         return reply
 

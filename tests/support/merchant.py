@@ -15,6 +15,7 @@ import msgspec
 from gateway.endpoints import ENDPOINTS
 from gateway.problems import PROBLEMS, Problem
 from gateway.routes import Routes
+from processor.core.slots import SlotMap
 
 TIMEOUT_S = 60.0
 
@@ -27,6 +28,14 @@ def fresh(word: str) -> str:
     Make a name that no other test uses.
     """
     return f"{word}-{next(_numbers)}"
+
+
+def fresh_on(shard_id: int, word: str) -> str:
+    """
+    Make a name whose wallet is at *shard_id*, as two shards begin.
+    """
+    halves = SlotMap.even(2)
+    return next(name for name in iter(lambda: fresh(word), "") if halves.shard_of(name) == shard_id)
 
 
 class Merchant:
@@ -71,11 +80,14 @@ class Merchant:
     def post(self, path: str, body: Any, *, key: str | None = None) -> httpx2.Response:
         return self.send("POST", path, body, key=key)
 
-    def open_wallet(self, word: str = "wallet", *, funds: int = 0, **fields: Any) -> str:
+    def open_wallet(
+        self, word: str = "wallet", *, funds: int = 0, shard_id: int | None = None, **fields: Any
+    ) -> str:
         """
-        Open a fresh wallet, put *funds* into it, and return its id.
+        Open a fresh wallet, at one of two shards if it matters, put *funds* into it, and return
+        its id.
         """
-        wallet_id = fresh(word)
+        wallet_id = fresh(word) if shard_id is None else fresh_on(shard_id, word)
         body = {"wallet_id": wallet_id, "currency": "EUR"} | fields
         reply = self.post("/v1/wallets", body)
         assert reply.status_code == 201, reply.text
@@ -84,6 +96,13 @@ class Merchant:
             reply = self.post("/v1/deposits", deposit, key=fresh("funds"))
             assert reply.status_code == 201, reply.text
         return wallet_id
+
+    def seen(self, wallet_id: str) -> str:
+        """
+        Say in a query that a history is wanted that shows the wallet as it is now.
+        """
+        wallet = self.get(f"/v1/wallets/{wallet_id}").json()
+        return f"min_sequence={wallet['sequence']}&shard={wallet['shard']}"
 
     def balance(self, wallet_id: str) -> int:
         reply = self.get(f"/v1/wallets/{wallet_id}")

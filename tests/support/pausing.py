@@ -25,7 +25,7 @@ def paused(pid: int | None) -> Iterator[None]:
     os.kill(pid, signal.SIGSTOP)
     try:
         deadline = time.monotonic() + STOP_S_MAX
-        while not _has_stopped(pid):
+        while not has_stopped(pid):
             assert time.monotonic() < deadline, "the process does not stop"
             time.sleep(LOOK_S)
         yield
@@ -33,6 +33,20 @@ def paused(pid: int | None) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-def _has_stopped(pid: int) -> bool:
+def has_stopped(pid: int) -> bool:
+    """
+    Say whether all threads of a process have stopped.
+    """
     stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
     return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
+def has_ended(pid: int | None) -> bool:
+    """
+    Say whether a process has ended, also while nobody has asked for how.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    return stat.rpartition(")")[2].split()[0] == "Z"

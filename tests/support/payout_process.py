@@ -12,15 +12,17 @@ from random import Random
 
 from configs.settings import PayoutSettings, load_settings
 from gateway.payout_runner import PayoutRunner
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
 from processor.storage.payouts import BatchLocks, PayoutStore
 
 
 async def run(chunk_rows: int) -> None:
     settings = load_settings()
-    dsn = settings.postgres.dsn
+    dsn = settings.postgres.catalog_dsn
     clients = ShardClients(
-        dsn=dsn, secret=settings.cluster.secret.encode(), settings=settings.gateway
+        settings.postgres.dsns,
+        secret=settings.cluster.secret.encode(),
+        settings=settings.gateway,
     )
     await clients.start()
     runner = PayoutRunner(

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 
 from processor.core.commands import Command
 from processor.flow import frames
+from processor.flow.channel_link import Effect, decode_effect
 from processor.flow.frames import Reply, RequestFrame
 
 READ_S_MAX = 15.0
@@ -26,13 +27,16 @@ class RawPeer:
         self.reader = reader
         self.writer = writer
 
-    async def shake_hands(self, secret: bytes) -> None:
+    async def shake_hands(self, secret: bytes, as_peer_of: int | None = None) -> None:
         """
-        Prove *secret* and check the shard's proof of it.
+        Prove *secret* and check the shard's proof of it; as a client, or as a peer of a shard.
         """
         server_nonce = await self.read_message()
         client_nonce = secrets.token_bytes(frames.NONCE_BYTES)
-        proof = frames.client_proof(secret, server_nonce, client_nonce)
+        if as_peer_of is None:
+            proof = frames.client_proof(secret, server_nonce, client_nonce)
+        else:
+            proof = frames.peer_proof(secret, server_nonce, client_nonce, as_peer_of)
         self.writer.write(frames.with_length(client_nonce + proof))
         expected = frames.server_proof(secret, server_nonce, client_nonce)
         assert await self.read_message() == expected
@@ -40,6 +44,16 @@ class RawPeer:
     def send(self, *commands: Command, epoch: int, shard_id: int = 0, frame_id: int = 1) -> None:
         frame = RequestFrame(frame_id, shard_id, epoch, list(commands))
         self.writer.write(frames.with_length(frames.encode(frame)))
+
+    def say(self, said: Effect) -> None:
+        self.writer.write(frames.with_length(frames.encode(said)))
+
+    async def heard(self) -> Effect:
+        """
+        Read what the shard says to a peer.
+        """
+        said: Effect = decode_effect(await self.read_message())
+        return said
 
     async def reply(self) -> Reply:
         reply: Reply = frames.decode_reply(await self.read_message())
@@ -65,7 +79,9 @@ class RawPeer:
 
 
 @asynccontextmanager
-async def connected_peer(endpoint: str, secret: bytes | None = None) -> AsyncIterator[RawPeer]:
+async def connected_peer(
+    endpoint: str, secret: bytes | None = None, *, as_peer_of: int | None = None
+) -> AsyncIterator[RawPeer]:
     """
     Connect to *endpoint*; with *secret* shake hands as well.
     """
@@ -78,7 +94,7 @@ async def connected_peer(endpoint: str, secret: bytes | None = None) -> AsyncIte
     peer = RawPeer(reader, writer)
     try:
         if secret is not None:
-            await peer.shake_hands(secret)
+            await peer.shake_hands(secret, as_peer_of)
         yield peer
     finally:
         writer.transport.abort()

@@ -18,6 +18,8 @@ from processor.storage.connection import connect
 from tests.support.stack import Stack
 
 READY_S_MAX = 30.0
+# Transfers between shards are answered when they are settled, however busy the machine is.
+SETTLED = {"MILIANO_GATEWAY_SETTLEMENT_WAIT_MS": "5000"}
 
 
 def free_port() -> int:
@@ -42,7 +44,7 @@ class RunningGateway:
         """
         Make a key for a merchant, and the merchant if need be.
         """
-        return asyncio.run(make_key(self.stack.dsn, merchant_id, frozenset(scopes)))
+        return asyncio.run(make_key(self.stack.dsns[0], merchant_id, frozenset(scopes)))
 
     def wait_until_ready(self) -> None:
         deadline = time.monotonic() + READY_S_MAX

@@ -15,7 +15,13 @@ from actors.wallet_shard import WalletShard
 from configs.settings import ShardSettings
 from processor.core.commands import Command, MoveMoney, OpenWallet, ReadWallet, TransferType
 from processor.flow.frames import Answered, Posted, Reply, RequestFrame, Result, WalletFound
-from processor.storage.memory_store import MemoryDatabase, MemoryShardStore
+from processor.storage.memory_store import (
+    MemoryCatalog,
+    MemoryCluster,
+    MemoryDatabase,
+    MemoryShardStore,
+)
+from tests.support.memory_shard import SECRET
 
 SETTINGS = ShardSettings(wallets_max=0, keys_recent_max=1)
 
@@ -32,7 +38,9 @@ class Ledger:
         self.shard = WalletShard(
             0,
             self.store,
+            MemoryCluster(MemoryCatalog([self.database]), 0),
             SETTINGS,
+            secret=SECRET,
             build="test",
             publish_endpoint=lambda: "unix:/nowhere",
             fatal=self.fatal.append,

@@ -224,6 +224,37 @@ def test_problems(status: int, outcome: str, code: ExitCode) -> None:
     assert ran.exit_code == code
 
 
+def test_pending_is_no_failure() -> None:
+    """
+    The money is certain to arrive or to come back: the exit code is 0, and it says where to look.
+    """
+    transfer = {
+        "id": "0198",
+        "type": "transfer",
+        "status": "pending",
+        "reason": None,
+        "source": "a",
+        "destination": "b",
+        "amount": 1099,
+        "currency": "EUR",
+        "reference": None,
+        "metadata": {},
+        "balance": None,
+        "version": None,
+        "shard": 0,
+        "sequence": 7,
+        "created_at": "2026-01-01T00:00:00.000000Z",
+    }
+    body = json.dumps(transfer).encode()
+    head = f"HTTP/1.1 202 Accepted\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+    with answering(f"{head}\r\n\r\n".encode() + body) as url:
+        ran = run(*MONEY[0], "--url", url, "--api-key", "k")
+
+    assert ran.exit_code == ExitCode.OK
+    assert "pending" in ran.stdout
+    assert "miliano transfers show 0198" in ran.stdout
+
+
 def test_reply_of_something_else() -> None:
     """
     A reply that is not the ledger's is told as such; after a 5xx the outcome is unknown.

@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from configs.settings import GatewaySettings
 from gateway.metrics import GatewayCollector, RequestCounts, metrics_text
-from gateway.shard_client import ShardClients
+from gateway.shard_clients import ShardClients
+from processor.core.slots import SlotMap
 
 Samples = dict[tuple[str, tuple[str, ...]], float]
 
@@ -23,6 +24,22 @@ def samples_of(counts: RequestCounts, shards: ShardClients) -> Samples:
     }
 
 
+async def test_counts_what_shards_are_asked() -> None:
+    """
+    Each shard has its own numbers, the transfers that were told as pending among them.
+    """
+    shards = ShardClients(["postgresql:///"], secret=b"secret", settings=GatewaySettings())
+    shards.slots_changed(SlotMap.even(2))
+
+    samples = samples_of(RequestCounts("createTransfer"), shards)
+    await shards.stop()
+
+    for shard in ("0", "1"):
+        for name in ("frames", "commands", "resent_commands", "pending_answers"):
+            assert samples[f"miliano_shard_client_{name}_total", (shard,)] == 0
+        assert samples["miliano_shard_client_connected", (shard,)] == 0
+
+
 async def test_counts_requests() -> None:
     """
     Requests are counted by class of status, and their times in cumulative buckets.
@@ -30,7 +47,7 @@ async def test_counts_requests() -> None:
     counts = RequestCounts("createTransfer")
     for status, seconds in ((201, 0.001), (201, 0.0011), (503, 60.0)):
         counts.count(status, seconds)
-    shards = ShardClients(dsn="postgresql:///", secret=b"secret", settings=GatewaySettings())
+    shards = ShardClients(["postgresql:///"], secret=b"secret", settings=GatewaySettings())
 
     samples = samples_of(counts, shards)
 

@@ -15,7 +15,7 @@ from gateway.payout_runner import Pace, command_of, item_key, outcome_of
 from gateway.shard_client import OutcomeUnknown, ShardOverloaded, ShardUnavailable
 from processor.core.commands import TransferType
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import KeyReused, Posted, Rejected
+from processor.flow.frames import KeyReused, Pending, Posted, Rejected
 from processor.storage.payouts import ItemOutcome, PayoutBatch, PendingItem
 
 BATCH = PayoutBatch(
@@ -125,7 +125,13 @@ class TestOutcome:
 
     @pytest.mark.parametrize(
         "result",
-        [OutcomeUnknown(), ShardUnavailable(), ShardOverloaded(5), KeyReused("amount")],
+        [
+            OutcomeUnknown(),
+            ShardUnavailable(),
+            ShardOverloaded(5),
+            KeyReused("amount"),
+            Pending(TRANSFER_ID, 42, 1, False),
+        ],
     )
     def test_anything_else_leaves_the_item_pending(self, result):
         """

@@ -24,8 +24,8 @@ from gateway.transfers import (
 from gateway.wire import DepositRequest, Transfer, TransferRequest, WithdrawalRequest
 from processor.core.commands import TransferType
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import KeyReused, Posted, Rejected
-from processor.storage.history import TransferFound, TransferSide
+from processor.flow.frames import KeyReused, Pending, Posted, Rejected
+from processor.storage.transfer_search import TransferFound, TransferSide
 
 COMMAND = move_command(TransferRequest("a", "b", 5, "EUR", "ref", {"k": 1}), "acme", "key")
 AT_US = 1_700_000_000_000_000
@@ -33,6 +33,7 @@ AT_US = 1_700_000_000_000_000
 FOUND = TransferFound(
     bytes(16),
     TransferType.TRANSFER,
+    "posted",
     None,
     "acme",
     TransferSide("a", "acme", 95, 3),
@@ -79,7 +80,7 @@ def test_shows_what_was_posted() -> None:
     """
     The reply repeats the request, and adds the balance, the version and the time.
     """
-    assert shown(moved_transfer(COMMAND, posted(COMMAND.transfer_id))) == {
+    assert shown(moved_transfer(COMMAND, posted(COMMAND.transfer_id), 3)) == {
         "id": uuid_text(COMMAND.transfer_id),
         "type": "transfer",
         "status": "posted",
@@ -92,10 +93,23 @@ def test_shows_what_was_posted() -> None:
         "metadata": {"k": 1},
         "balance": 95,
         "version": 3,
-        "shard": 0,
+        "shard": 3,
         "sequence": 8,
         "created_at": "2023-11-14T22:13:20.000000Z",
     }
+
+
+def test_shows_what_is_pending() -> None:
+    """
+    Neither a balance nor a reason yet; the record is the one that set the money aside.
+    """
+    result = Pending(COMMAND.transfer_id, 8, AT_US, repeated=False)
+
+    transfer = moved_transfer(COMMAND, result, 1)
+
+    assert (transfer.status, transfer.reason) == ("pending", None)
+    assert (transfer.balance, transfer.version) == (None, None)
+    assert (transfer.shard, transfer.sequence) == (1, 8)
 
 
 @pytest.mark.parametrize("reason", [r for r in RejectReason if r < RejectReason.WALLET_UNKNOWN])
@@ -105,7 +119,7 @@ def test_shows_what_was_rejected(reason: RejectReason) -> None:
     """
     result = Rejected(COMMAND.transfer_id, 8, AT_US, reason, repeated=False)
 
-    refusal = rejection(COMMAND, result)
+    refusal = rejection(COMMAND, result, 0)
 
     transfer = shown(refusal.body())["transfer"]
     assert (refusal.kind.code, transfer["reason"]) == (reason.code, reason.code)
@@ -126,7 +140,9 @@ def test_a_replay_is_another_requests_transfer() -> None:
     assert not is_replay(COMMAND, posted(own))
     assert not is_replay(COMMAND, posted(own, repeated=True))
     assert is_replay(COMMAND, posted(other, repeated=True))
-    replayed = rejection(COMMAND, Rejected(other, 8, AT_US, 100, repeated=True))
+    # In the words of a first answer, because another request was pending when it asked.
+    assert is_replay(COMMAND, posted(other))
+    replayed = rejection(COMMAND, Rejected(other, 8, AT_US, 100, repeated=True), 0)
     assert replayed.headers == ((b"idempotent-replayed", b"true"),)
 
 
@@ -163,10 +179,53 @@ def test_a_rejection_concerns_who_asked() -> None:
     """
     What did not happen is not in anybody else's history.
     """
-    rejected = msgspec.structs.replace(FOUND, reason=RejectReason.INSUFFICIENT_FUNDS)
+    rejected = msgspec.structs.replace(
+        FOUND,
+        state="rejected",
+        reason=RejectReason.INSUFFICIENT_FUNDS,
+        source=TransferSide("a", "acme", None, None),
+        destination=TransferSide("b", "globex", None, None),
+    )
 
     assert seen(rejected, "acme").reason == "insufficient_funds"
     assert visible_transfer(rejected, "globex") is None
+
+
+SETTLED = msgspec.structs.replace(FOUND, destination=TransferSide("b", "globex", None, None))
+CREDITED = msgspec.structs.replace(
+    FOUND,
+    source=TransferSide("a", "acme", None, None),
+    shard_id=1,
+    sequence=5,
+    is_credit=True,
+)
+
+
+def test_between_shards_each_side_sees_its_own_shard() -> None:
+    """
+    Who asked sees the source's record, who was paid the destination's, and nobody the other's.
+    """
+    assert visible_transfer(CREDITED, "acme") is None
+    assert visible_transfer(SETTLED, "globex") is None
+    payer, payee = seen(SETTLED, "acme"), seen(CREDITED, "globex")
+
+    assert (payer.status, payer.shard, payer.sequence, payer.balance) == ("posted", 0, 8, 95)
+    assert (payee.status, payee.shard, payee.sequence, payee.balance) == ("posted", 1, 5, 5)
+
+
+def test_what_is_pending_concerns_who_asked() -> None:
+    """
+    Also when both wallets are theirs and the money has arrived: the source has not settled it.
+    """
+    both_own = TransferSide("b", "acme", None, None)
+    on_its_way = msgspec.structs.replace(
+        SETTLED, state="pending", source=TransferSide("a", "acme", None, None), destination=both_own
+    )
+    credited = msgspec.structs.replace(CREDITED, destination=TransferSide("b", "acme", 5, 1))
+
+    assert seen(on_its_way, "acme").status == "pending"
+    assert visible_transfer(on_its_way, "globex") is None
+    assert visible_transfer(credited, "acme") is None
 
 
 def test_a_deposit_shows_its_only_wallet() -> None:

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from loadtests.http_load import LoadResult, offer_load, post, send_all
-from loadtests.scenarios import BATCH_SIZE, SCENARIOS, Maker, last_sequence
+from loadtests.scenarios import BATCH_SIZE, SCENARIOS, Maker, last_sequences
 
 SECONDS = 0.05
 HANG_UP = b""
@@ -74,14 +74,14 @@ async def test_replies_in_pieces(size: int) -> None:
     """
     A reply counts once, with its time, in however many pieces it arrives.
     """
-    whole = reply(201, b'{"sequence":7}')
+    whole = reply(201, b'{"shard":1,"sequence":7}')
     pieces = [whole[start : start + size] for start in range(0, len(whole), size)]
     async with serving(for_ever(*pieces)) as port:
         result = await offer(port)
     assert set(result.statuses) == {201}
     assert result.statuses[201] == result.posted_count == len(result.latencies_s) > 0
     assert result.last_replies == [whole, whole]
-    assert last_sequence(result.last_replies) == 7
+    assert last_sequences(result.last_replies) == {1: 7}
     assert result.seconds >= SECONDS
     assert result.error_count == 0
 
