@@ -2,9 +2,10 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+MINUTES ?= 5
 INSTALLED := .venv/.installed
 
-.PHONY: help install up demo load test check fmt clean
+.PHONY: help install up demo load test chaos check fmt clean
 
 help:  ## List the targets.
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -29,6 +30,9 @@ load: install  ## Measure single transfers for ten seconds.
 
 test: install  ## Run every test.
 	$(BIN)/python -m pytest
+
+chaos: install  ## Kill and split shards under load for MINUTES, and prove every promise.
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES)
 
 check: install  ## Lint, formatting, types, and the rules of the tree.
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ import msgspec
 STOP_S_MAX = 120.0
 CAUGHT_UP_S_MAX = 300.0
 LOOK_S = 0.02
+REST_S = 0.7  # Longer than the gateway remembers a look at its shards.
 MILIANO = (sys.executable, "-m", "gateway.cli")
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -53,33 +54,69 @@ class Ledger:
         assert parts.hostname is not None, self.url
         return parts.hostname, parts.port or 80
 
-    def wait_until_projected(self, sequence: int) -> None:
+    def wait_until_projected(self, sequences: dict[int, int]) -> None:
         """
-        Wait until the tables have the journal up to *sequence*.
+        Wait until the tables have the journal of each shard up to its sequence.
         """
         started = time.perf_counter()
         while time.perf_counter() - started < CAUGHT_UP_S_MAX:
-            with urllib.request.urlopen(f"{self.url}/v1/health", timeout=10) as reply:
-                (shard,) = json.load(reply)["shards"]
-            if shard["projected_sequence"] >= sequence:
+            projected = {s["shard"]: s["projected_sequence"] for s in self._health()}
+            if all(projected[shard] >= sequence for shard, sequence in sequences.items()):
                 return
             time.sleep(LOOK_S)
         raise SystemExit("the tables did not catch up with the journal")
+
+    def wait_until_at_rest(self) -> None:
+        """
+        Wait until no journal grows any more and the tables have all of them.
+        """
+        started = time.perf_counter()
+        before: list[int] = []
+        while time.perf_counter() - started < CAUGHT_UP_S_MAX:
+            shards = self._health()
+            sequences = [shard["sequence"] for shard in shards]
+            if sequences == before and not any(shard["lag_records"] for shard in shards):
+                return
+            before = sequences
+            time.sleep(REST_S)
+        raise SystemExit("the ledger did not come to rest")
+
+    def _health(self) -> list[dict[str, Any]]:
+        with urllib.request.urlopen(f"{self.url}/v1/health", timeout=10) as reply:
+            shards: list[dict[str, Any]] = json.load(reply)["shards"]
+        return shards
+
+    def shard_slots(self) -> dict[int, set[int]]:
+        """
+        Ask which slots each shard has.
+        """
+        shards = self._miliano("shards", "list")["shards"]
+        return {
+            shard["shard"]: {
+                slot for first, last in shard["slots"] for slot in range(first, last + 1)
+            }
+            for shard in shards
+        }
 
     def verify(self) -> dict[str, Any]:
         """
         Run `miliano verify` and return its verdict.
         """
+        return self._miliano("verify")
+
+    def _miliano(self, *command: str) -> dict[str, Any]:
         done = subprocess.run(
-            [*MILIANO, "verify", "--json", *self._options],
+            [*MILIANO, *command, "--json", *self._options],
             capture_output=True,
             text=True,
             check=False,
         )
-        verdict: dict[str, Any] = json.loads(done.stdout or "{}")
-        if "balanced" not in verdict:
-            raise SystemExit(f"miliano verify failed: {done.stdout}{done.stderr}")
-        return verdict
+        try:
+            document: dict[str, Any] = json.loads(done.stdout)
+        except json.JSONDecodeError:
+            words = " ".join(command)
+            raise SystemExit(f"miliano {words} failed: {done.stdout}{done.stderr}") from None
+        return document
 
     def use(self) -> dict[str, ProcessUse]:
         """
@@ -101,16 +138,18 @@ class Ledger:
 
 
 @contextmanager
-def fresh_ledger(runtime: str) -> Iterator[Ledger]:
+def fresh_ledger(runtime: str, shard_count: int) -> Iterator[Ledger]:
     """
     Run `miliano up` in a folder of its own, which goes with it.
     """
+    environment = {**os.environ, "MILIANO_CLUSTER_SHARDS": str(shard_count)}
     with tempfile.TemporaryDirectory(prefix="mil-load-") as folder:
         options = ["--data-dir", f"{folder}/data"]
         process = subprocess.Popen(
             [*MILIANO, "up", "--json", "--port", "0", "--runtime", runtime, *options],
             stdout=subprocess.PIPE,
             text=True,
+            env=environment,
             start_new_session=True,
         )
         try:

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable
 from random import Random
+from zlib import crc32
 
 import msgspec
 
@@ -25,7 +26,7 @@ BATCH_TEMPLATES = 8  # Made before the load, so that the driver costs little.
 NAME_MARK = b"@NAME@"
 
 _POSTED = re.compile(rb'"posted":(\d+)')
-_SEQUENCE = re.compile(rb'"sequence":(\d+)')
+_SEQUENCE = re.compile(rb'"shard":(\d+),"sequence":(\d+)')
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -83,6 +84,26 @@ class Maker:
             return self._transfer(HOT_WALLET, other)
         return self._transfer(other, HOT_WALLET)
 
+    def pairs_of(self, slots: dict[int, set[int]], *, across: bool) -> MakeRequest:
+        """
+        Make single transfers between wallets of one shard, or of two.
+        """
+        of_shard = {
+            shard: [wallet for wallet in self.wallets if slot_of(wallet) in own]
+            for shard, own in slots.items()
+        }
+        shards = [shard for shard, wallets in of_shard.items() if len(wallets) > 1]
+        assert len(shards) > across, f"too few wallets or shards: {of_shard.keys()}"
+
+        def make_request() -> bytes:
+            if across:
+                source, destination = self.random.sample(shards, 2)
+                choice = self.random.choice
+                return self._transfer(choice(of_shard[source]), choice(of_shard[destination]))
+            return self._transfer(*self.random.sample(of_shard[self.random.choice(shards)], 2))
+
+        return make_request
+
     def batches(self, size: int) -> MakeRequest:
         """
         Make batches of *size*: the pairs of wallets come around again, the keys never.
@@ -127,6 +148,13 @@ class Maker:
         return post(path, self.host, self.key, json.dumps(body).encode(), name)
 
 
+def slot_of(wallet_id: str) -> int:
+    """
+    Find the slot of a wallet, as the architecture's page publishes it.
+    """
+    return crc32(wallet_id.encode()) & 4095
+
+
 def one_posted(reply: bytes) -> int:
     """
     Count a good reply to a single transfer.
@@ -144,11 +172,15 @@ def batch_posted(reply: bytes) -> int:
     return int(found[1])
 
 
-def last_sequence(replies: list[bytes]) -> int:
+def last_sequences(replies: list[bytes]) -> dict[int, int]:
     """
-    Find the last journal record that *replies* name.
+    Find the last journal record of each shard that *replies* name.
     """
-    return max((int(found) for reply in replies for found in _SEQUENCE.findall(reply)), default=0)
+    found: dict[int, int] = {}
+    for reply in replies:
+        for shard, sequence in _SEQUENCE.findall(reply):
+            found[int(shard)] = max(found.get(int(shard), 0), int(sequence))
+    return found
 
 
 SCENARIOS = {
