@@ -18,6 +18,7 @@ from hypothesis import settings
 from processor.storage.embedded_postgres import EmbeddedPostgres
 from tests.support.databases import Databases
 from tests.support.ledger import Ledger, running_ledger
+from tests.support.running_gateway import SETTLED
 
 MARKERS = {
     "integration": "needs a real Postgres (started here)",
@@ -99,6 +100,8 @@ def empty_database(databases: Databases) -> Iterator[str]:
 def ledger() -> Iterator[Ledger]:
     """
     Give one whole ledger with Ray for the session: `url`, `key`, `dsn`, and `run` for commands.
+
+    It waits long for what is between its shards: a busy machine makes no test see 202.
     """
-    with running_ledger() as running:
+    with running_ledger(environment=SETTLED) as running:
         yield running

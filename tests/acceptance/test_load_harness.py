@@ -74,6 +74,23 @@ def test_fresh_ledger(tmp_path: Path, scenario: str) -> None:
     assert parts <= report["cpu_us_per_transfer"].keys() & report["memory_mb"].keys()
 
 
+def test_scale(tmp_path: Path) -> None:
+    """
+    Transfers within and across shards take turns on one ledger; all of them are posted in the end,
+    and what they cost is compared.
+    """
+    options = ["--seconds", "1.5", "--wallets", "200", "--runtime", "process"]
+    report = report_of(tmp_path, "scale", *options)
+    assert (report["scenario"], report["shards"]) == ("scale", 2)
+    assert (report["errors"], report["books_balanced"], report["all_posted"]) == (0, True, True)
+    cost = report["cpu_us_per_transfer"]
+    assert 0 < cost["local"] < cost["across"]
+    assert report["cross_shard_cost_ratio"] == pytest.approx(cost["across"] / cost["local"], 0.05)
+    for kind in ("local", "across"):
+        assert 0 < report["projected_per_s"][kind] <= report["accepted_per_s"][kind]
+        assert {"gateway", "shard", "postgres"} <= report["cpu_us_by_process"][kind].keys()
+
+
 def test_given_ledger(tmp_path: Path, ledger: Ledger) -> None:
     """
     With --url it loads that ledger, leaves it running, and can do so again.

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from configs.settings import WriteBehindSettings
+from processor.core.commands import GiveSlot
 from processor.core.decisions import (
     DECISION_FORMAT,
     Decision,
@@ -24,7 +25,7 @@ from processor.core.decisions import (
     encode_decisions,
 )
 from processor.core.record import GENESIS_CHAIN, BrokenChain, Record, seal
-from processor.core.slots import SLOT_COUNT
+from processor.core.slots import SLOT_COUNT, slot_of
 from processor.core.state import ShardState
 from processor.storage.projection import Projection, Unprojectable
 from tests.support.books import Journal, read_balanced_tables
@@ -112,6 +113,27 @@ async def test_what_is_settled_in_its_round_never_waits_in_a_table(database: str
     async with projecting(database, 0, WriteBehindSettings()) as projection:
         assert await projection.step() == len(net.shards[0].records)
     await read_balanced_tables(database, 0)
+
+
+async def test_a_wallet_that_was_settled_and_left_in_one_round_is_gone(database: str):
+    """
+    What was on its way before the round is settled in it, and then its wallet leaves: the entry
+    has its row, and the wallet has none.
+    """
+    net = SealedNet(2)
+    here, there = names_in(range(2048), 1) + names_in(range(2048, 4096), 1)
+    one, two = net.shards
+    one.ask(open_wallet(here), deposit(here, 100, key="in"))
+    two.ask(open_wallet(there))
+    one.ask(transfer(here, there, 10, key="across"))
+    before = len(one.records)
+    net.quiet()
+    one.ask(GiveSlot(slot_of(here), 1))
+    async with projecting(database, 0, WriteBehindSettings()) as projection:
+        for written in (one.records[:before], one.records[before:]):
+            await write(database, written)
+            assert await projection.step() == len(written)
+            await read_balanced_tables(database, 0)
 
 
 async def test_rows_of_a_transfer_between_shards(database: str):
