@@ -44,9 +44,24 @@ from processor.core.slots import slot_of
 from processor.core.wallet import SYSTEM_MERCHANT, WalletStatus
 from processor.flow.frames import Pending, SlotLeft
 from processor.storage import channel_audit
-from processor.storage.audit import CurrencyBooks, Difference, Verdict
+from processor.storage.audit import (
+    Audit,
+    AuditedDatabase,
+    CurrencyBooks,
+    Difference,
+    JournalEnd,
+    Verdict,
+)
+from processor.storage.channel_audit import Channel, compare_ends
 from processor.storage.projection import Projection
 from processor.storage.recomputation import ShardBooks, Unsound
+from processor.storage.recomputed_wallets import (
+    BALANCE,
+    BALANCE_MAX,
+    RESERVED,
+    Contradiction,
+    post,
+)
 from processor.storage.verification import verify
 from tests.support.commands import identifier, open_wallet, transfer
 from tests.support.databases import reading
@@ -57,6 +72,7 @@ ALICE, BOB, ANN = (name_on(0, 3, number) for number in range(3))
 CAROL, DAVE, NOBODY = (name_on(1, 3, number) for number in range(3))
 ERIN = name_on(2, 3)
 
+NO_DATABASE = AuditedDatabase(0, "", None)
 EMPTY = (
     "TRUNCATE shard, journal, watermark, wallets, transfers, slots, channels_out, channels_in,"
     " channel_answers, pending_entries, carried_outcomes, slot_map, placement, database"
@@ -477,6 +493,15 @@ def test_wallets_are_in_the_slots_that_are_granted():
     assert unsound_of(books, wrong).field == "wallet"
 
 
+def test_slots_are_granted_to_a_new_owner_of_the_shard():
+    """
+    The first slots are told in the record that starts an epoch, and in no other.
+    """
+    books = JournalBuilder()
+    books.start_epoch()
+    assert unsound_of(books, [SlotsGranted(0, 5)]).field == "slots granted"
+
+
 @pytest.mark.parametrize("step", [reserve, answer, call_back])
 def test_the_right_decisions_pass(step):
     """
@@ -485,6 +510,52 @@ def test_the_right_decisions_pass(step):
     net = busy_net()
     step(net)
     fold(net.shards[0]).check_end()
+
+
+def one_more(books: ShardBooks, wallet_id: str, place: int, amount: int = 1) -> None:
+    books.wallets[wallet_id][place] += amount
+
+
+def renamed(books: ShardBooks) -> None:
+    books.wallets["somebody"] = books.wallets.pop(ALICE)
+    books.wallets["somebody"][RESERVED] = 0
+
+
+def misplaced(books: ShardBooks) -> None:
+    one_more(books, "$due:0:1:EUR", BALANCE)
+    one_more(books, ALICE, BALANCE, -1)
+
+
+@pytest.mark.parametrize(
+    ("alter", "key", "field"),
+    [
+        (lambda books: one_more(books, ALICE, BALANCE), "shard 0", "sum of EUR"),
+        (lambda books: one_more(books, ALICE, RESERVED), ALICE, "reserved"),
+        (renamed, ALICE, "wallet with money on its way"),
+        (misplaced, "$due:0:1:EUR", "balance"),
+    ],
+)
+def test_books_that_do_not_add_up_are_named(alter, key: str, field: str):
+    """
+    At the end wallets are compared with the channels once more, whatever led there.
+    """
+    books = fold(busy_net().shards[0])
+    books.check_end()
+    alter(books)
+    with pytest.raises(Unsound) as raised:
+        books.check_end()
+    assert (raised.value.key, raised.value.field) == (key, field)
+
+
+def test_no_due_passes_the_largest_balance():
+    """
+    What a shard is due stays within what a table can hold, in both directions.
+    """
+    for sign in (1, -1):
+        wallet = ["$system", "EUR", 1, -BALANCE_MAX, sign * BALANCE_MAX, 7, None, 0, 0]
+        with pytest.raises(Contradiction) as raised:
+            post(wallet, sign, version=8, balance=sign * (BALANCE_MAX + 1), name="due")
+        assert raised.value.field == "due_balance"
 
 
 def carried_wallet(net: NetBuilder, **changes: object) -> list[Decision]:
@@ -527,6 +598,12 @@ def with_outcome(**changes: object) -> dict[str, object]:
     return {"outcomes": [msgspec.structs.replace(given.outcomes[-1], **changes)]}
 
 
+def outcome_of_another_slot() -> dict[str, object]:
+    (taken,) = next_of(busy_net(), 1, take)
+    decision = msgspec.structs.replace(taken.outcomes[-1].decision, source=ERIN, destination=ERIN)
+    return {"outcomes": [msgspec.structs.replace(taken.outcomes[-1], decision=decision)]}
+
+
 def with_wallet(shard_id: int, step: Callable[[NetBuilder], object], **changes: object) -> dict:
     decision = next_of(busy_net(), shard_id, step)[-1]
     wallet = msgspec.structs.replace(decision.wallets[0], **changes)
@@ -555,6 +632,7 @@ RECHAINED = [
     (1, take, SlotTaken, with_wallet(1, take, minimum=2_000), f"available of the {ANN}"),
     (1, take, SlotTaken, with_outcome(), "carried outcome"),
     (1, take, SlotTaken, with_outcome(decision=WalletLimitsSet(ANN, 1)), "carried outcome"),
+    (1, take, SlotTaken, outcome_of_another_slot(), "carried outcome"),
     (2, give, SlotGiven, with_outcome(sequence="1"), "carried outcome"),
     (2, give, SlotGiven, with_wallet(2, give, wallet_id=ERIN), "carried wallet"),
 ]
@@ -716,6 +794,22 @@ def another_refusal(net: NetBuilder) -> NetBuilder:
     return net
 
 
+def test_money_that_went_and_money_that_came_are_compared():
+    """
+    What the ends say has gone across is compared by currency, beside the entries themselves.
+    """
+    net = busy_net()
+    audit = Audit([], None)
+    books = [fold(shard) for shard in net.shards]
+    journals = [JournalEnd(NO_DATABASE, each) for each in books]
+    channel = Channel(journals[0], journals[1])
+    compare_ends(audit, channel)
+    assert audit.differences == {}
+    channel.into.moved["EUR"] += 1
+    compare_ends(audit, channel)
+    assert audit.differences["channel"].field == "sum of EUR"
+
+
 MISFITS = [
     (lambda net: without_last(net, 1), "settled", False),
     (lambda net: without_last(settled_as(net, [0, 30]), 1), "settled", True),
@@ -753,6 +847,21 @@ async def test_a_channel_to_a_shard_that_is_not_here_is_named(database: str, con
         await write_shard(conn, shard, shard.sequence)
     difference = only_difference(await verify(database))
     assert (difference.table, difference.key) == ("channel", "shard 0 to 2")
+
+
+async def test_a_channel_from_a_shard_that_is_not_here_is_named(database: str, conn):
+    """
+    Money that came from a shard that nobody knows is named with its channel.
+    """
+    net = NetBuilder(2)
+    alice, carol = name_on(0, 2), name_on(1, 2)
+    net.open_with(0, alice, 100)
+    net.open_with(1, carol, 100)
+    net.pay(0, alice, carol, 60, "away")
+    net.send(0, 1)
+    await write_shard(conn, net.shards[1], net.shards[1].sequence)
+    difference = only_difference(await verify(database))
+    assert (difference.table, difference.key) == ("channel", "shard 0 to 1")
 
 
 async def test_a_slot_of_two_or_of_nobody_is_named(database: str, conn):
@@ -845,14 +954,21 @@ def test_an_outcome_that_goes_on_is_as_it_came():
 
 @pytest.mark.parametrize("behind", [0, 1])
 @pytest.mark.parametrize("home", [0, 1])
-async def test_a_key_that_is_on_its_way_is_not_used_again(
-    two_databases: list[str], behind: int, home: int
+@pytest.mark.parametrize(
+    ("names", "field"),
+    [
+        ({"key": "sent", "transfer_id": "another"}, "key"),
+        ({"key": "another", "transfer_id": "transfer of sent"}, "transfer_id"),
+    ],
+)
+async def test_names_of_what_is_on_its_way_are_not_used_again(
+    two_databases: list[str], behind: int, home: int, names: dict, field: str
 ):
     """
-    Another payment under the key of money that is on its way is found, projected or not.
+    Another payment under the key or the id of money that is on its way is found, projected or not.
     """
     net = busy_net()
-    net.pay(1, CAROL, DAVE, 1, "sent")
+    net.ask(1, transfer(CAROL, DAVE, 1, **names))
     for number, dsn in enumerate(two_databases):
         async with reading(dsn) as conn:
             await conn.execute("UPDATE cluster SET cluster_id = $1", UUID(int=1).bytes)
@@ -861,6 +977,7 @@ async def test_a_key_that_is_on_its_way_is_not_used_again(
                     await write_shard(conn, shard, shard.sequence - behind)
     difference = only_difference(await verify(two_databases))
     assert (difference.table, difference.key) == ("journal", "shard 0, on its way")
+    assert difference.field == field
 
 
 # --- Several databases ----------------------------------------------------------------------
@@ -1070,6 +1187,33 @@ async def test_databases_at_two_moments_are_brought_to_one(
         await write_journal(conn, first)
     verdict = await verifying
     assert [each for each in verdict.differences if each.table != "slot_map"] == []
+
+
+async def test_what_comes_late_is_judged_too(two_databases: list[str]):
+    """
+    A journal that is read on and contradicts itself there is named.
+    """
+    net = without_last(busy_net(), 0, 3)
+    await write_apart(two_databases, net, {0: 0, 1: 1, 2: 0})
+    sent = next_of(net, 0, reserve)
+    late = net.shards[0]
+    for decision in altered(sent, TransferReserved, number=99):
+        late.journal(decision)
+    wrong = late.seal()
+    all_snapshots_taken = asyncio.Event()
+    verifying = asyncio.create_task(
+        verify(two_databases, progress=lambda _: all_snapshots_taken.set())
+    )
+    await all_snapshots_taken.wait()
+    late.records[:] = [wrong]
+    async with reading(two_databases[0]) as conn:
+        await conn.execute("DELETE FROM shard WHERE shard_id = 0")
+        await write_journal(conn, late)
+    found = {each.table: each for each in (await verifying).differences}
+    assert (found["journal"].key, found["journal"].field) == (
+        f"shard 0, sequence {wrong.sequence}",
+        "number",
+    )
 
 
 async def test_a_database_that_was_set_back_is_named(
