@@ -68,9 +68,7 @@ class ClusterNotices:
         while True:
             epoch, sequence, chain = self._journal_end()
             if sequence != seen:
-                try:
-                    await self._cluster.bear_witness(epoch=epoch, sequence=sequence, chain=chain)
-                    seen = sequence
-                except StoreUnavailable as error:
-                    log.warning("nobody bears witness", error=str(error))
+                cluster = self._cluster
+                if await cluster.bear_witness(epoch=epoch, sequence=sequence, chain=chain):
+                    seen = sequence  # Else whoever was down is told of it the next time.
             await asyncio.sleep(self._witness_s)

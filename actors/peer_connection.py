@@ -15,6 +15,7 @@ from typing import Protocol, cast
 import msgspec
 import structlog
 
+from actors.peer_intake import connection_numbers
 from actors.tcp_watch import watch_tcp
 from processor.flow import frames
 from processor.flow.channel_link import Effect, decode_effect
@@ -45,6 +46,7 @@ class PeerConnection(asyncio.Protocol):
 
     def __init__(self, peer: int, secret: bytes, link: Listens) -> None:
         self.peer = peer
+        self.number = next(connection_numbers)
         self.has_room = True
         self.trusted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._secret = secret

@@ -8,6 +8,7 @@ are never refused for the load of clients.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -16,11 +17,15 @@ from processor.flow.channel_link import Effect
 
 HELD_MAX = 8
 
+connection_numbers = itertools.count(1)  # One series for the process, in the order of arrival.
+
 
 class Speaker(Protocol):
     """
     One connection with a peer, from either side.
     """
+
+    number: int  # Later connections have larger ones.
 
     @property
     def peer(self) -> int: ...

@@ -173,6 +173,7 @@ class PeerLinks:
         self._intake = intake
         self._in_flight_max = in_flight_max
         self._links: dict[int, PeerLink] = {}
+        self._greeted: dict[int, int] = {}  # By source: the newest connection that has greeted.
         self._endpoints: dict[int, str] = {}
         self._new: list[PeerLink] = []
         self._has_new = asyncio.Event()
@@ -238,6 +239,10 @@ class PeerLinks:
             case None:
                 batch.add_greeting(state, speaker.peer, speaker.say)
             case Greeting():
+                if self._greeted.get(said.source, 0) > speaker.number:
+                    # Of a source that is gone: its ends are old, and contradict nothing.
+                    raise OutOfOrder("a newer connection has greeted")
+                self._greeted[said.source] = speaker.number
                 batch.add_welcome(state, said, speaker.say)
             case Entries():
                 batch.add_entries(state, speaker.peer, said, speaker.say)

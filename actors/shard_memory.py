@@ -136,6 +136,9 @@ class ShardMemory:
         Raises StoreUnavailable; call it again then.
         """
         while True:
+            # Anew: one that is half full would grow with each attempt. What was forgotten
+            # meanwhile is in the tables for good, and read again.
+            self.filter = KeyFilter()
             await self._read_keys(self.filter)
             while self.filter.complete:
                 self._is_stale.clear()

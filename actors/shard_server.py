@@ -18,7 +18,7 @@ from typing import Protocol, cast
 import msgspec
 import structlog
 
-from actors.peer_intake import Speaker
+from actors.peer_intake import Speaker, connection_numbers
 from actors.tcp_watch import watch_tcp
 from processor.flow import frames
 from processor.flow.channel_link import Effect, Greeting, decode_effect
@@ -52,6 +52,7 @@ class ShardConnection(asyncio.Protocol):
     """
 
     def __init__(self, shard: TakesFrames, secret: bytes) -> None:
+        self.number = next(connection_numbers)
         self._shard = shard
         self._secret = secret
         self._nonce = secrets.token_bytes(frames.NONCE_BYTES)

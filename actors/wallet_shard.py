@@ -61,6 +61,7 @@ from processor.flow.settlement_watch import Deliver, SettlementWatch
 WATERMARK_POLL_S = 0.2
 RETRY_S = 0.05
 RETRY_S_MAX = 2.0
+ELSEWHERE_RETRY_MS = 500
 EXIT_CODE = 70  # EX_SOFTWARE: Ray counts it as a crash and starts the actor again.
 
 T = TypeVar("T")
@@ -305,6 +306,8 @@ class WalletShard:
         try:
             await self._cluster.check_witness(self._sequence, self._store.chain_at)
         except SetBack as error:
+            # A successor may have written more since this one has read; then it proves nothing.
+            await self._store.check_fence()
             reason = f"set back: {error}"
             # The peers first: once this shard is halted, nobody comes by here again.
             await self._cluster.halt_peers(reason)
@@ -407,11 +410,15 @@ class WalletShard:
     async def _decide_frame(self) -> None:
         frame, deliver = self._intake[0]
         wallets, keys, slots = self._memory.missing(frame.commands)
+        is_known = True
         if wallets or keys or slots:
-            await self._load(wallets, keys, slots)
+            is_known = await self._load(wallets, keys, slots)
         # No await from here to the end of the frame: the state is the loaded one.
         self._intake.popleft()
         self._queued_commands -= len(frame.commands)
+        if not is_known:
+            deliver(Overloaded(frame.frame_id, ELSEWHERE_RETRY_MS))
+            return
         self._stamped_batch().add(self._state, frame, deliver)
         self._command_count += len(frame.commands)
 
@@ -445,14 +452,25 @@ class WalletShard:
             return wallets_of_answers(self._state, speaker.peer, answers)
         return []
 
-    async def _load(self, wallets: list[str], keys: list[bytes], slots: list[int]) -> None:
+    async def _load(self, wallets: list[str], keys: list[bytes], slots: list[int]) -> bool:
+        """
+        Load what is missing; False when keys could not be looked up in the tables of others.
+        """
         memory = self._memory
         if wallets:
             await self._until_available(lambda: memory.load_wallets(wallets))
-        if keys:
+        if keys and self._state.has_taken:
+            # Another database that is down must not hold up everybody here.
+            try:
+                await memory.load_keys(keys)
+            except StoreUnavailable as error:
+                log.warning("keys not looked up", shard_id=self.shard_id, error=str(error))
+                return False
+        elif keys:
             await self._until_available(lambda: memory.load_keys(keys))
         for slot in slots:
             await self._until_available(functools.partial(memory.load_slot, slot))
+        return True
 
     def _stamped_batch(self) -> Batch:
         if not self._batch.at_us:

@@ -292,9 +292,10 @@ class ShardCluster(Protocol):
         """
         ...
 
-    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> None:
+    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> bool:
         """
-        Tell the other databases how far the durable journal is; one that is down is left out.
+        Tell the other databases how far the durable journal is; False when one was down, which
+        has to be told later.
         """
         ...
 

@@ -262,10 +262,16 @@ async def dsn_of(dsns: Sequence[str], shard_id: int) -> str:
         )
     if home is None:
         raise ForeignDatabase(f"shard {shard_id} is not placed in any database")
+    unavailable: StoreUnavailable | None = None
     for dsn in dsns:
-        async with _connection_to(dsn) as connection:
-            if (await _identity_of(connection)).database_id == home:
-                return dsn
+        try:
+            async with _connection_to(dsn) as connection:
+                if (await _identity_of(connection)).database_id == home:
+                    return dsn
+        except StoreUnavailable as error:
+            unavailable = error  # It need not be the one that is looked for.
+    if unavailable is not None:
+        raise unavailable
     raise ForeignDatabase(f"the database {home.hex()} of shard {shard_id} is not among the DSNs")
 
 

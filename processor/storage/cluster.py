@@ -87,8 +87,9 @@ class PostgresCluster:
                 if await chain_at(row["sequence"]) != row["chain"]:
                     raise SetBack(f"{where} with another record at sequence {row['sequence']}")
 
-    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> None:
+    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> bool:
         await self._ask_others(_BEAR_WITNESS, self._shard_id, epoch, sequence, chain)
+        return not self._down
 
     async def halt_peers(self, reason: str) -> None:
         peers = [row["peer"] for row in await self._own.fetch(_OWN_PEERS, self._shard_id)]

@@ -130,6 +130,7 @@ class MemoryShardStore:
 
     def __init__(self, database: MemoryDatabase, others: Sequence[MemoryDatabase] = ()) -> None:
         self.epoch = 0
+        self._durable: Record | None = None  # The last own record.
         self._database = database
         self._others = others
         self._connected = False
@@ -164,6 +165,7 @@ class MemoryShardStore:
         if failure is not None:
             self._connected = False
             raise AppendInDoubt(failure)
+        self._durable = record
 
     async def settle(self, record: Record) -> bool:
         await self.restore_connection()
@@ -171,11 +173,15 @@ class MemoryShardStore:
             return False
         if self._database.journal[record.sequence - 1].chain != record.chain:
             raise Fenced("written by somebody else")
+        self._durable = record
         return True
 
     async def restore_connection(self) -> None:
         self._reach()
         self._check_owner()
+        last = self._durable
+        if last is not None and self._database.journal[last.sequence - 1 :][:1] != [last]:
+            raise Fenced(f"the journal was set back: it lacks sequence {last.sequence} as it was")
         self._database.epoch += 1
         self._database.endpoint = None
         self.epoch = self._database.epoch
@@ -386,10 +392,11 @@ class MemoryCluster:
             if seen and await chain_at(seen) != chain:
                 raise SetBack(f"shard {self._shard_id}: another record at {seen}")
 
-    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> None:  # noqa: ARG002
+    async def bear_witness(self, *, epoch: int, sequence: int, chain: bytes) -> bool:  # noqa: ARG002
         for database in self._others():
             if database.witness.get(self._shard_id, (0, b""))[0] < sequence:
                 database.witness[self._shard_id] = (sequence, chain)
+        return all(database.available for database in self._catalog.databases.values())
 
     async def halt_peers(self, reason: str) -> None:
         own = self._database.tables.channels

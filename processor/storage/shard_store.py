@@ -115,6 +115,7 @@ class PostgresShardStore:
         self._shard_id = shard_id
         self._durability = durability
         self._application = f"miliano/shard-{shard_id}"
+        self._durable: tuple[int, bytes] | None = None  # The last own record, with its chain.
         self._writer: asyncpg.Connection | None = None
         self._writer_warned = False
         self._reader = Session(dsn, f"{self._application}/reader")
@@ -123,6 +124,7 @@ class PostgresShardStore:
 
     async def take_over(self, *, build: str) -> int:
         self.abandon()
+        self._durable = None
         connection = await self._connect_writer()
         try:
             with given_up_on(connection, BUMP_S_MAX):
@@ -191,6 +193,7 @@ class PostgresShardStore:
             raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
         if tag != "INSERT 0 1" or self._writer_warned:
             raise AppendInDoubt(f"the server answered {tag!r} with a warning")
+        self._durable = (record.sequence, record.chain)
 
     async def settle(self, record: Record) -> bool:
         await self._reacquire()
@@ -204,6 +207,8 @@ class PostgresShardStore:
             raise StoreUnavailable(f"settle failed: {error}") from error
         if chain is not None and chain != record.chain:
             raise Fenced(f"sequence {record.sequence} was written by somebody else")
+        if chain is not None:
+            self._durable = (record.sequence, record.chain)
         return chain is not None
 
     async def _reacquire(self) -> None:
@@ -226,7 +231,29 @@ class PostgresShardStore:
             connection.terminate()
             raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
         self.epoch = int(epoch)
+        try:
+            await self._check_past(connection)
+        except BaseException:
+            connection.terminate()
+            raise
         self._writer = connection
+
+    async def _check_past(self, connection: asyncpg.Connection) -> None:
+        """
+        Check that a server met anew still has what was durable: it may have been set back, by a
+        restore or a failover, and nobody may append behind a hole. Raises Fenced, or
+        StoreUnavailable when it did not say.
+        """
+        if self._durable is None:
+            return
+        sequence, expected = self._durable
+        try:
+            with given_up_on(connection, BUMP_S_MAX):
+                chain = await connection.fetchval(_CHAIN_AT, self._shard_id, sequence)
+        except STORE_ERRORS as error:
+            raise StoreUnavailable(f"the past was not checked: {error}") from error
+        if chain != expected:
+            raise Fenced(f"the journal was set back: it lacks sequence {sequence} as it was")
 
     async def check_fence(self) -> None:
         if self._writer is None:

@@ -280,7 +280,7 @@ async def test_witness_only_moves_forward(make_cluster: MakeCluster, rig: Cluste
     """
     cluster = make_cluster(2)
     for sequence in (3, 9, 5):
-        await cluster.bear_witness(epoch=1, sequence=sequence, chain=bytes([sequence]) * 32)
+        assert await cluster.bear_witness(epoch=1, sequence=sequence, chain=bytes([sequence]) * 32)
     await cluster.check_witness(9, chains)
     if rig.has_witness:
         with pytest.raises(SetBack):

@@ -300,6 +300,22 @@ async def test_doubt_ends_when_another_owner_came(
         await owner.settle(record)
 
 
+@pytest.mark.parametrize("asked", ["a reconnect", "a settlement"])
+async def test_owner_whose_journal_was_set_back_appends_no_more(
+    owner: ShardStore, rig: StoreRig, asked: str
+) -> None:
+    """
+    A server that is met anew and lacks what was durable has lost it: nobody goes on behind a hole.
+    """
+    writer = await write_three(owner)
+    record = writer.seal(owner, THIRD)
+    owner.abandon()
+    await rig.set_back(1)
+    with pytest.raises(Fenced, match="set back"):
+        await (owner.restore_connection() if asked == "a reconnect" else owner.settle(record))
+    assert len(await rig.journal()) == 1
+
+
 async def test_dropped_connection_is_doubt(owner: ShardStore) -> None:
     """
     Without a connection an append is in doubt and a fence check says nothing; both are repaired

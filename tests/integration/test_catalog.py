@@ -226,6 +226,18 @@ async def test_first_shards_are_spread_and_placed_once(dsns: list[str], shard_co
             await dsn_of(dsns[:1], 1)
 
 
+async def test_a_shard_is_found_past_a_database_that_is_down(dsns: list[str]):
+    """
+    Another database that does not answer keeps no shard from its own; when its own does not
+    answer, it is not said to be missing.
+    """
+    placed = await place_shards(await open_cluster(dsns), 2)
+    nowhere = "postgresql://postgres@127.0.0.1:1/nowhere"
+    assert await dsn_of([dsns[0], nowhere, dsns[1]], 1) == placed[1].dsn
+    with pytest.raises(StoreUnavailable):
+        await dsn_of([dsns[0], nowhere], 1)
+
+
 async def test_a_ledger_of_one_shard_stays_one(dsns: list[str]):
     """
     A ledger from before there was a catalog keeps its shard, with all slots, also when more

@@ -61,6 +61,12 @@ class StoreRig(Protocol):
 
     def come_up(self) -> None: ...
 
+    async def set_back(self, sequence: int) -> None:
+        """
+        Lose the journal above *sequence*, as a restore to an earlier point does.
+        """
+        ...
+
     async def project(self, records_max: int = 1_000) -> None:
         """
         Move the tables behind the journal by at most so many records.
@@ -91,6 +97,9 @@ class MemoryRig:
 
     def come_up(self) -> None:
         self._database.available = True
+
+    async def set_back(self, sequence: int) -> None:
+        del self._database.journal[sequence:]
 
     async def project(self, records_max: int = 1_000) -> None:
         self._database.project(records_max)
@@ -127,6 +136,10 @@ class PostgresRig:
 
     def come_up(self) -> None:
         self._proxy.refuse(refused=False)
+
+    async def set_back(self, sequence: int) -> None:
+        async with reading(self._dsn) as connection:
+            await connection.execute("DELETE FROM journal WHERE sequence > $1", sequence)
 
     async def project(self, records_max: int = 1_000) -> None:
         await project_once(self._dsn, 0, records_max)

@@ -31,6 +31,7 @@ from processor.flow.channel_link import Answers, Broken, Entries, Greeting, Welc
 from processor.flow.frames import (
     Moved,
     NotServing,
+    Overloaded,
     Pending,
     Posted,
     Rejected,
@@ -38,9 +39,10 @@ from processor.flow.frames import (
     SlotLeft,
     WalletFound,
 )
+from processor.flow.ports import ChainAt
 from tests.support.commands import deposit, identifier, open_wallet, read_wallet, transfer
 from tests.support.memory_peers import MemoryPeers, running_peers
-from tests.support.memory_shard import SECRET
+from tests.support.memory_shard import SECRET, Hold, MemoryShard
 from tests.support.raw_peer import connected_peer
 from tests.support.shard_net import names_on
 from tests.support.waiting import until
@@ -551,6 +553,19 @@ async def test_a_witness_halts_who_was_set_back_and_its_peers(folder: Path) -> N
         assert peers.databases[1].halted_for == reason
 
 
+async def test_a_witness_that_was_down_is_told_later(folder: Path) -> None:
+    """
+    Also when nothing more is written: else the last records could be lost unseen.
+    """
+    async with running_peers(folder, settings=ShardSettings(witness_ms=1)) as peers:
+        await fill(peers)
+        peers.databases[1].available = False
+        only(await peers[0].ask(deposit(ALICE, 1, key="unseen")), Posted)
+        end = len(peers.databases[0].journal)
+        peers.databases[1].available = True
+        await until(lambda: peers.databases[1].witness[0][0] == end, "the witness")
+
+
 async def test_who_hears_of_a_contradiction_halts(peers: MemoryPeers) -> None:
     """
     A peer's word is enough.
@@ -576,6 +591,83 @@ async def test_who_was_replaced_halts_nobody(peers: MemoryPeers) -> None:
     assert peers.databases[0].halted_for is None
     assert peers[0].shard.phase is Phase.RUNNING
     await old.stop()
+
+
+async def test_who_was_replaced_while_it_recovered_halts_nobody(folder: Path) -> None:
+    """
+    Others have seen more than it has read, because its successor has written since: it was not set
+    back, it is too late.
+    """
+    async with running_peers(folder, settings=ShardSettings(witness_ms=1)) as peers:
+        await fill(peers)
+        await peers[0].ask(pay(1))
+        await peers.settled()
+        await peers.crash(0)
+        slow = MemoryShard(peers.databases[0], catalog=peers.catalog)
+        hold = Hold()
+        hold.close()
+        check_witness = slow.shard._cluster.check_witness
+
+        async def check_late(sequence: int, chain_at: ChainAt) -> None:
+            await hold.passed()
+            await check_witness(sequence, chain_at)
+
+        slow.shard._cluster.check_witness = check_late
+        slow.launch()
+        await hold.reached()
+        await peers.start(0)
+        await peers[0].ask(pay(2))
+        await peers.settled()
+        end = len(peers.databases[0].journal)
+        await until(lambda: peers.databases[1].witness[0][0] == end, "the witness")
+        hold.open()
+        await until(lambda: slow.ended, "the end of the late one")
+        assert slow.ended
+        assert slow.ended.startswith("Fenced")
+        assert [database.halted_for for database in peers.databases] == [None, None]
+        await slow.stop()
+
+
+async def test_a_late_greeting_contradicts_nothing(peers: MemoryPeers) -> None:
+    """
+    What a source said before it was replaced may arrive after its successor's words: it is old,
+    and whoever said it is hung up on.
+    """
+    first = entry(1)
+    async with (
+        connected_peer(peers[0].endpoint, SECRET, as_peer_of=0) as old,
+        connected_peer(peers[0].endpoint, SECRET, as_peer_of=0) as new,
+    ):
+        new.say(Greeting(7, 0, FIRST_LINK, 1))
+        await new.heard()
+        new.say(Entries([first], next_link(FIRST_LINK, first), 0))
+        await new.heard()
+        old.say(Greeting(7, 0, FIRST_LINK, 0))
+        await old.read_to_the_end()
+    only(await peers[0].ask(pay(1, destination=ALAN)), Posted)
+    assert peers[0].shard.phase is Phase.RUNNING
+
+
+async def test_another_database_that_is_down_holds_up_nobody(folder: Path) -> None:
+    """
+    A shard that has taken a slot has to look for keys elsewhere: where that cannot be, it takes
+    no new movement, says so at once, and goes on with all else.
+    """
+    async with running_peers(folder) as peers:
+        third = peers.place()
+        await peers.start(third)
+        await fill(peers)
+        await peers.crash(1)
+        await peers.start(1)  # It knows of the third database now.
+        peers.databases[third].available = False
+        only(await peers[0].ask(GiveSlot(slot_of(ALICE), 1)), SlotLeft)
+        await until(lambda: peers[1].state.has_taken, "the slot")
+        asked = peers[1].send(deposit(BOB, 1, key="new"))
+        await until(lambda: peers[1].replies[asked], "a refusal")
+        assert isinstance(peers[1].replies[asked][0], Overloaded)
+        only(await peers[1].ask(read_wallet(BOB)), WalletFound)
+        peers.databases[third].available = True
+        only(await peers[1].ask(deposit(BOB, 1, key="new")), Posted)
 
 
 async def test_frozen_wallets_take_part(peers: MemoryPeers) -> None:
