@@ -5,7 +5,6 @@ Rule: a false "new" is a double payment. So the filter answers "new" only when i
 until then every key that is not remembered exactly is looked up in the tables.
 
 It is built from the tables and fed with each key that is forgotten. "Maybe" costs one look-up.
-When the tables of others come to count too, it is filled anew, and until then it is not complete.
 """
 
 from __future__ import annotations
@@ -28,29 +27,13 @@ class KeyFilter:
     Grows by adding filters of twice the size; members are 16-byte keys.
     """
 
-    __slots__ = ("_capacity", "_filling", "_filters", "_room", "complete")
+    __slots__ = ("_capacity", "_filters", "_room", "complete")
 
     def __init__(self, capacity: int = CAPACITY_MIN) -> None:
         self.complete = False
-        self._filling = 0
         self._filters: list[Bloom] = []
         self._capacity = capacity
         self._room = 0
-
-    def begin_filling(self) -> int:
-        """
-        Be incomplete until `end_filling` is called with the number returned here.
-        """
-        self.complete = False
-        self._filling += 1
-        return self._filling
-
-    def end_filling(self, filling: int) -> None:
-        """
-        Be complete, unless another filling began meanwhile: this one may lack what that one reads.
-        """
-        if filling == self._filling:
-            self.complete = True
 
     def add(self, keys: Iterable[bytes]) -> None:
         for key in keys:

@@ -74,19 +74,3 @@ def test_any_key_is_found_again(members: list[bytes]) -> None:
     assert whole.may_contain(bytes(16))
     assert whole.may_contain(b"\xff" * 16)
     assert whole.may_contain(b"\x80" + bytes(15))
-
-
-def test_a_filling_that_was_overtaken_completes_nothing() -> None:
-    """
-    What began before the tables of others counted lacks theirs, however late it ends.
-    """
-    keys = KeyFilter()
-    first = keys.begin_filling()
-    second = keys.begin_filling()
-    keys.end_filling(first)
-    assert not keys.complete
-    keys.end_filling(second)
-    assert keys.complete
-    keys.begin_filling()
-    assert not keys.complete
-    assert keys.may_contain(bytes(16))
