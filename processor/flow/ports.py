@@ -216,14 +216,15 @@ class ShardStore(Protocol):
         Read the outcomes under *keys* that are in the tables; raises StoreUnavailable.
 
         *everywhere* looks into the tables of every database, carried outcomes included, as a
-        shard must that has taken a slot from another.
+        shard must that has taken a slot from another; where one of them was set back, as far as
+        witnesses and channels tell, that is StoreUnavailable.
         """
         ...
 
     def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
         """
-        Yield every key in the tables, page by page; raises StoreUnavailable. Everywhere, a key
-        may come twice: with its row, and with the slot that moved.
+        Yield every key in the tables, page by page; raises StoreUnavailable, also as `load_keys`
+        does. Everywhere, a key may come twice: with its row, and with the slot that moved.
         """
         ...
 
@@ -248,7 +249,9 @@ class ShardStore(Protocol):
 
     async def halt(self, reason: str) -> None:
         """
-        Mark the shard as halted for *reason*; nobody serves it until a person has looked.
+        Mark the shard as halted for *reason*; nobody serves it until a person has looked. An owner
+        halts itself only, and raises Fenced when another one came; who took nothing over halts
+        whoever has the shard. Raises StoreUnavailable.
         """
         ...
 

@@ -30,6 +30,7 @@ from processor.core.record import GENESIS_CHAIN, Record
 from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap, slot_of
 from processor.core.state import Remembered, ShardState
 from processor.core.wallet import Wallet, is_system_wallet
+from processor.flow.known_past import ChannelEnds, Seen, check_past
 from processor.flow.ports import (
     AppendInDoubt,
     ChainAt,
@@ -214,21 +215,23 @@ class MemoryShardStore:
     ) -> list[Remembered]:
         found = {}
         asked = list(keys)
-        for known in self._known_keys(everywhere=everywhere):
+        for known in await self._known_keys(everywhere=everywhere):
             found.update({key: known[key] for key in asked if key in known})
         return list(found.values())
 
     async def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
-        for known in self._known_keys(everywhere=everywhere):
+        for known in await self._known_keys(everywhere=everywhere):
             yield list(known)
 
-    def _known_keys(self, *, everywhere: bool) -> list[dict[bytes, Remembered]]:
+    async def _known_keys(self, *, everywhere: bool) -> list[dict[bytes, Remembered]]:
         """
         List the outcomes in the tables; what is still on its way has none.
         """
         databases = [self._database, *self._others] if everywhere else [self._database]
         if not all(database.available for database in databases):
             raise StoreUnavailable("a database is down")
+        if everywhere:
+            await check_past(self._database.shard_id, MemoryPast(self._database, self._others))
         return [
             {
                 key: remembered
@@ -254,6 +257,8 @@ class MemoryShardStore:
 
     async def halt(self, reason: str) -> None:
         self._reach()
+        if self.epoch and self._database.epoch != self.epoch:
+            raise Fenced(f"epoch {self.epoch} is over")
         self._database.halted_for = reason
         self._database.endpoint = None
 
@@ -272,6 +277,41 @@ class MemoryShardStore:
     def _check_owner(self) -> None:
         if self._database.epoch != self.epoch or self._database.halted_for is not None:
             raise Fenced(f"epoch {self.epoch} is over")
+
+
+class MemoryPast:
+    """
+    Keeps the promises of `Past` in memory.
+    """
+
+    def __init__(self, own: MemoryDatabase, others: Sequence[MemoryDatabase]) -> None:
+        self._own = own
+        self._databases = {database.shard_id: database for database in (own, *others)}
+
+    async def channel_ends(self) -> ChannelEnds:
+        ends = ChannelEnds()
+        for shard_id, database in self._databases.items():
+            ends.watermarks[shard_id] = database.watermark
+            channels = database.tables.channels
+            for peer, outgoing in channels.outgoing.items():
+                ends.sent(shard_id, peer, outgoing.head)
+            for peer, incoming in channels.incoming.items():
+                ends.taken(shard_id, peer, incoming.cursor)
+        return ends
+
+    async def records_above(self, shard_id: int, sequence: int) -> AsyncIterator[Record]:
+        for record in self._databases[shard_id].journal[sequence:]:
+            yield record
+
+    async def seen(self) -> list[Seen]:
+        return [Seen(shard_id, *witness) for shard_id, witness in self._own.witness.items()]
+
+    async def chains_at(self, seen: list[Seen]) -> dict[int, bytes]:
+        return {
+            one.shard_id: record.chain
+            for one in seen
+            for record in self._databases[one.shard_id].journal[one.sequence - 1 : one.sequence]
+        }
 
 
 class MemoryRecoveryView:

@@ -22,7 +22,7 @@ from processor.core.reject_reason import RejectReason
 from processor.core.state import Remembered
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import given_up_on
-from processor.storage.session import STORE_ERRORS, Session, connected
+from processor.storage.session import STORE_ERRORS, Session
 
 KEY_PAGE_ROWS = 5_000
 PAGE_S_MAX = 60.0
@@ -65,12 +65,11 @@ async def outcomes_under(
 
 
 async def key_pages(
-    dsn: str, application_name: str, shard_id: int | None
+    connection: asyncpg.Connection[asyncpg.Record], shard_id: int | None
 ) -> AsyncIterator[list[bytes]]:
     """
     Yield the keys in one database, page by page; raises StoreUnavailable.
     """
-    connection = await connected(dsn, application_name)
     try:
         async with connection.transaction(readonly=True):
             cursor = await connection.cursor(_KEYS, shard_id)
@@ -82,8 +81,6 @@ async def key_pages(
                 yield [row[0] for row in rows]
     except STORE_ERRORS as error:
         raise StoreUnavailable(f"reading keys failed: {error}") from error
-    finally:
-        connection.terminate()
 
 
 def remembered_from_row(row: asyncpg.Record) -> Remembered:

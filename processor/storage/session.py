@@ -52,10 +52,27 @@ class Session:
         self.dsn = dsn
         self._application_name = application_name
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection_count = 0
         self._turn = asyncio.Lock()
 
     async def fetch(self, query: str, *arguments: object) -> list[asyncpg.Record]:
         return await self.call(lambda connection: connection.fetch(query, *arguments))
+
+    async def reached(self) -> int:
+        """
+        Make sure that there is a connection, and return the number of the one that answered.
+        """
+        await self.fetch("SELECT 1")
+        return self._connection_count
+
+    @property
+    def connection_number(self) -> int:
+        """
+        Tell one connection from the next: 1 for the first, 0 while there is none.
+        """
+        if self._connection is None or self._connection.is_closed():
+            return 0
+        return self._connection_count
 
     async def call(self, call: Callable[[asyncpg.Connection[asyncpg.Record]], Awaitable[T]]) -> T:
         """
@@ -64,6 +81,7 @@ class Session:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await connected(self.dsn, self._application_name)
+                self._connection_count += 1
             try:
                 async with asyncio.timeout(CALL_S_MAX):
                     return await call(self._connection)

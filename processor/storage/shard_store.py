@@ -13,7 +13,6 @@ Rule 4: the statement has no timeout and nobody cancels it: a cancel could turn 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 
@@ -24,6 +23,7 @@ from processor.core.state import Remembered
 from processor.core.wallet import Wallet
 from processor.flow.ports import AppendInDoubt, Fenced, ShardHalted, StoreUnavailable
 from processor.storage.connection import Durability, given_up_on
+from processor.storage.every_database import EveryDatabase
 from processor.storage.outcomes import key_pages, outcomes_under
 from processor.storage.recovery_view import PROJECTION, PostgresRecoveryView
 from processor.storage.session import STORE_ERRORS, Session, connected
@@ -81,9 +81,12 @@ _PUBLISH = """
     SELECT pg_notify($5, shard_id::text) FROM published
 """
 
+# Whoever owns nothing, as the write-behind, halts whoever owns the shard. An owner halts itself
+# only: its reasons are about a state that its successor does not have.
 _HALT = """
     UPDATE shard SET state = 'halted', halted_for = $2, endpoint = NULL, changed_at = now()
-     WHERE shard_id = $1
+     WHERE shard_id = $1 AND ($3::bigint = 0 OR epoch = $3)
+    RETURNING epoch
 """
 
 # A predecessor that is gone can leave a backend that still holds the row.
@@ -119,7 +122,9 @@ class PostgresShardStore:
         self._writer: asyncpg.Connection | None = None
         self._writer_warned = False
         self._reader = Session(dsn, f"{self._application}/reader")
-        self._others = [Session(other, f"{self._application}/keys") for other in other_dsns]
+        self._everywhere = EveryDatabase(
+            shard_id, self._reader, other_dsns, f"{self._application}/keys"
+        )
         self._partition_ready = -1
 
     async def take_over(self, *, build: str) -> int:
@@ -288,20 +293,21 @@ class PostgresShardStore:
         self, keys: Iterable[bytes], *, everywhere: bool = False
     ) -> list[Remembered]:
         asked = list(keys)
-        if not everywhere:
-            return await outcomes_under(self._reader, asked, self._shard_id)
-        sessions = [self._reader, *self._others]
-        found = await asyncio.gather(*(outcomes_under(one, asked, None) for one in sessions))
-        # A carried outcome is the one of the row that its first shard has.
-        by_key = {outcome[0].key: outcome for outcomes in found for outcome in outcomes}
-        return list(by_key.values())
+        if everywhere:
+            return await self._everywhere.outcomes_under(asked)
+        return await outcomes_under(self._reader, asked, self._shard_id)
 
     async def key_pages(self, *, everywhere: bool = False) -> AsyncIterator[list[bytes]]:
-        dsns = [self._dsn, *(one.dsn for one in self._others)] if everywhere else [self._dsn]
-        shard_id = None if everywhere else self._shard_id
-        for dsn in dsns:
-            async for page in key_pages(dsn, f"{self._application}/keys", shard_id):
+        if everywhere:
+            async for page in self._everywhere.key_pages():
                 yield page
+            return
+        connection = await connected(self._dsn, f"{self._application}/keys")
+        try:
+            async for page in key_pages(connection, self._shard_id):
+                yield page
+        finally:
+            connection.terminate()
 
     async def chain_at(self, sequence: int) -> bytes | None:
         rows = await self._reader.fetch(_CHAIN_AT, self._shard_id, sequence)
@@ -323,7 +329,9 @@ class PostgresShardStore:
             raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
 
     async def halt(self, reason: str) -> None:
-        await self._reader.fetch(_HALT, self._shard_id, reason)
+        rows = await self._reader.fetch(_HALT, self._shard_id, reason, self.epoch)
+        if not rows and self.epoch:
+            raise Fenced(f"epoch {self.epoch} of shard {self._shard_id} is over")
 
     async def prepare_journal(self, sequence: int) -> None:
         last = (sequence + JOURNAL_PARTITION_RECORDS) // JOURNAL_PARTITION_RECORDS
@@ -348,8 +356,8 @@ class PostgresShardStore:
 
     async def close(self) -> None:
         self.abandon()
-        for session in (self._reader, *self._others):
-            session.close()
+        self._reader.close()
+        self._everywhere.close()
 
     def _warned(self, _connection: object, message: asyncpg.PostgresLogMessage) -> None:
         # A synchronous-replication wait that is cancelled ends as success with a warning.

@@ -8,15 +8,24 @@ Method: one suite, run on the twin and on one and two databases; the journals ar
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+from msgspec.structs import replace
 
-from processor.core.decisions import TransferReserved, WalletOpened
+from processor.core.decisions import (
+    PendingEntry,
+    SlotTaken,
+    TransferReserved,
+    WalletOpened,
+    decode_decisions,
+)
 from processor.core.slots import SLOT_COUNT, SlotMap, slot_of
 from processor.core.wallet import is_system_wallet
-from processor.flow.ports import SetBack, ShardCluster, ShardHalted, ShardStore
+from processor.flow.ports import SetBack, ShardCluster, ShardHalted, ShardStore, StoreUnavailable
 from tests.support.books import Journal, assert_snapshot, row_facts
+from tests.support.commands import open_wallet
 from tests.support.databases import Databases, execute
 from tests.support.sealed_net import SealedNet, eventful_net
 from tests.support.store_rigs import ClusterRig, MemoryClusterRig, PostgresClusterRig
@@ -185,6 +194,108 @@ async def test_keys_are_found_everywhere(make_store: MakeStore, rig: ClusterRig)
         assert set(pages) == set(everything)
         found = await owner.load_keys(list(everything))
         assert {one[0].key: one for one in found} == own
+
+
+# --- Keys in a database that was restored ---------------------------------------------------------
+
+
+async def ask_everywhere(owner: ShardStore, keys: list[bytes]) -> int:
+    """
+    Look up *keys* in both ways; return how many were found.
+    """
+    pages = {key async for page in owner.key_pages(everywhere=True) for key in page}
+    found = await owner.load_keys(keys, everywhere=True)
+    assert pages >= {one[0].key for one in found}
+    return len(found)
+
+
+async def assert_refused(owner: ShardStore, keys: list[bytes], why: str) -> None:
+    """
+    Neither is a key looked up nor a filter filled, not at the second try either.
+    """
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable, match=why):
+            await owner.load_keys(keys, everywhere=True)
+    with pytest.raises(StoreUnavailable, match=why):
+        [page async for page in owner.key_pages(everywhere=True)]
+
+
+def record_that_sent(net: SealedNet, number: int) -> int:
+    """
+    Return the sequence at which shard 1 sent an entry to shard 0.
+    """
+    (sequence,) = (
+        record.sequence
+        for record in net.shards[1].records
+        for decision in decode_decisions(record.payload, record.format)
+        if isinstance(decision, PendingEntry) and (decision.peer, decision.number) == (0, number)
+    )
+    return sequence
+
+
+@pytest.mark.parametrize("is_projected", [True, False], ids=["projected", "not projected"])
+async def test_keys_are_not_looked_up_where_what_a_peer_sent_was_lost(
+    make_store: MakeStore, rig: ClusterRig, is_projected: bool
+) -> None:
+    """
+    Without any witness: the taker's end of the channel tells, and of slots its journal if its
+    tables do not have them yet. A database with all that was taken is believed, whatever it lacks
+    after that.
+    """
+    net = eventful_net()
+    net.shards[1].ask(open_wallet("afterwards"))
+    owner = (await write(make_store, net))[0]
+    taken = Journal(net.shards[0].records).decisions
+    number = [one.number for one in taken if isinstance(one, SlotTaken)][-1]
+    if is_projected:
+        await rig.project(0)
+        number = net.shards[0].state.channels.of(1).cursor
+    await rig.project(1)
+    keys = list(outcomes_of(Journal(net.shards[1].records, 1)))
+    assert await ask_everywhere(owner, keys) == len(keys)
+    if not rig.has_witness:
+        return  # All shards of one database go back together.
+    sent_at = record_that_sent(net, number)
+    await rig.restore(1, sent_at)
+    kept = outcomes_of(Journal(net.shards[1].records[:sent_at], 1))
+    assert await settled(lambda: ask_everywhere(owner, list(kept))) == len(kept)
+    await rig.restore(1, sent_at - 1)
+    await assert_refused(owner, keys, f"has taken entry {number} from shard 1")
+
+
+async def settled(ask: Callable[[], Awaitable[int]]) -> int:
+    """
+    Ask a second time: a connection that was ended may be noticed by the first.
+    """
+    with contextlib.suppress(StoreUnavailable):
+        return await ask()
+    return await ask()
+
+
+async def test_keys_are_not_looked_up_where_a_witnessed_record_was_lost(
+    make_store: MakeStore, make_cluster: MakeCluster, rig: ClusterRig
+) -> None:
+    """
+    Once it is there again, or if another one is there, the witness tells the same of its chain.
+    """
+    net = eventful_net()
+    owner = (await write(make_store, net))[0]
+    for shard_id in (0, 1):
+        await rig.project(shard_id)
+    last = net.shards[1].records[-1]
+    keys = list(outcomes_of(Journal(net.shards[1].records, 1)))
+    bear_witness = make_cluster(1).bear_witness
+    await bear_witness(epoch=1, sequence=last.sequence, chain=last.chain)
+    assert await ask_everywhere(owner, keys) == len(keys)
+    if not rig.has_witness:
+        return
+    await rig.restore(1, last.sequence - 1)
+    await assert_refused(owner, keys, f"shard 1 was seen at sequence {last.sequence}")
+    await make_store(1).take_over(build="test")
+    again = make_store(1)
+    epoch = await again.take_over(build="test")
+    await again.append(replace(last, epoch=epoch, chain=bytes(32)))
+    await assert_refused(owner, keys, "as it was")
 
 
 async def test_chain_is_found_by_its_sequence(make_store: MakeStore) -> None:

@@ -419,6 +419,24 @@ async def test_halted_shard_has_no_owner(
     assert await rig.endpoint() is None
 
 
+async def test_owner_that_was_replaced_halts_nobody(
+    make_store: MakeStore, owner: ShardStore
+) -> None:
+    """
+    Its reason may be about a state that its successor does not have: it is told that it is fenced,
+    and the successor goes on. An owner halts itself.
+    """
+    successor = make_store()
+    await successor.take_over(build=BUILD)
+    with pytest.raises(Fenced):
+        await owner.halt("too late")
+    await successor.check_fence()
+    await Writer().write(successor, FIRST)
+    await successor.halt("its own reason")
+    with pytest.raises(ShardHalted, match="its own reason"):
+        await make_store().take_over(build=BUILD)
+
+
 # --- The tables -----------------------------------------------------------------------------------
 
 

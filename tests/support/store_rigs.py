@@ -32,6 +32,15 @@ from tests.support.databases import reading
 from tests.support.tcp_proxy import Direction, TcpProxy, proxied_postgres
 
 WRITER = b"miliano/shard-0/writer"
+PROJECTED = """
+    SELECT table_name FROM information_schema.columns
+     WHERE table_schema = 'public' AND column_name = 'shard_id' AND table_name NOT LIKE 'journal%'
+       AND table_name NOT IN ('shard', 'placement', 'slot_map', 'witness')
+"""
+END_READERS = """
+    SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+     WHERE application_name LIKE 'miliano/%/keys' AND datname = current_database()
+"""
 
 
 class StoreRig(Protocol):
@@ -186,6 +195,13 @@ class ClusterRig(Protocol):
 
     async def project(self, shard_id: int, records_max: int = 1_000) -> None: ...
 
+    async def restore(self, shard_id: int, sequence: int) -> None:
+        """
+        Bring a shard's journal and tables back to *sequence*, which ends the connections of others
+        to its database, as a restore to an earlier point does.
+        """
+        ...
+
 
 class MemoryClusterRig:
     def __init__(self) -> None:
@@ -202,6 +218,12 @@ class MemoryClusterRig:
 
     async def project(self, shard_id: int, records_max: int = 1_000) -> None:
         self._databases[shard_id].project(records_max)
+
+    async def restore(self, shard_id: int, sequence: int) -> None:
+        database = self._databases[shard_id]
+        del database.journal[sequence:]
+        database.crash()
+        database.project()
 
 
 class PostgresClusterRig:
@@ -228,3 +250,13 @@ class PostgresClusterRig:
 
     async def project(self, shard_id: int, records_max: int = 1_000) -> None:
         await project_once(self._homes[shard_id], shard_id, records_max)
+
+    async def restore(self, shard_id: int, sequence: int) -> None:
+        async with reading(self._homes[shard_id]) as connection:
+            await connection.execute(
+                "DELETE FROM journal WHERE shard_id = $1 AND sequence > $2", shard_id, sequence
+            )
+            for (table,) in await connection.fetch(PROJECTED):
+                await connection.execute(f"DELETE FROM {table} WHERE shard_id = $1", shard_id)
+            await connection.execute(END_READERS)
+        await self.project(shard_id)
