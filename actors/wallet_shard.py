@@ -14,19 +14,21 @@ Rule 3: peers come first, for what they wait for is on its way already; but neve
 Rule 4: a shard whose channels contradict those of a peer, or whose journal was set back, halts,
         and so does the peer. It tells the peer only after a look at the fence: one that was
         replaced has an old state and proves nothing.
+Rule 5: a batch gets its time with the first that is decided in it, and what is over by then ends
+        first. When nothing comes, alarms bring a batch about; they never come early.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import gc
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -35,11 +37,14 @@ import structlog
 from actors.cluster_notices import ClusterNotices
 from actors.peer_intake import PeerIntake, Said, Speaker
 from actors.peer_links import PeerLinks
-from actors.shard_memory import ShardMemory
+from actors.shard_memory import Missing, ShardMemory
 from actors.shard_recovery import UNEXPLAINED, Recovered, recover
+from actors.shard_signs import ShardSigns, clock_ahead_ms, count_open_holds, oldest_open
 from configs.settings import ShardSettings
 from processor.core.apply import apply
 from processor.core.channel import ChannelBroken
+from processor.core.commands import MoveLinked
+from processor.core.counts_needed import RefundsNeeded, refunds_of_answers, refunds_of_entries
 from processor.core.decisions import DECISION_FORMAT, EpochStarted, SlotsGranted, encode_decisions
 from processor.core.record import GENESIS_CHAIN, Record, seal
 from processor.core.slots import SlotMap
@@ -62,6 +67,7 @@ WATERMARK_POLL_S = 0.2
 RETRY_S = 0.05
 RETRY_S_MAX = 2.0
 ELSEWHERE_RETRY_MS = 500
+ALARM_LOOK_S_MAX = 1.0  # While something is to end: the wall clock may be set forward.
 EXIT_CODE = 70  # EX_SOFTWARE: Ray counts it as a crash and starts the actor again.
 
 T = TypeVar("T")
@@ -92,6 +98,12 @@ class ShardStatistics(msgspec.Struct, frozen=True):
     queued_commands: int
     slots: int
     pending_entries: int  # On their way to other shards.
+    holds_open: int
+    linked_open: int  # Linked transfers decided here, not done everywhere.
+    linked_prepared: int  # Those that a peer decides, for which something is set aside here.
+    oldest_open_s: int  # The oldest of these two, by the time of the next batch; 0: none.
+    oldest_waits_for: list[int]  # The shards without which that one cannot end.
+    clock_ahead_ms: int  # The newest record is so far ahead of the wall clock, which was set back.
     wallets_in_memory: int
     keys_in_memory: int
     key_filter_complete: bool
@@ -100,6 +112,14 @@ class ShardStatistics(msgspec.Struct, frozen=True):
     recovery_ms: int
     halted_for: str | None
     pid: int
+
+
+def _weight_of(frame: RequestFrame) -> int:
+    """
+    Count what a frame costs: one for each command, and for each leg of a linked transfer.
+    """
+    commands = frame.commands
+    return len(commands) + sum(len(c.legs) - 1 for c in commands if type(c) is MoveLinked)
 
 
 def end_process(reason: str) -> None:
@@ -151,10 +171,11 @@ class WalletShard:
         self._watermark_seen = (0, 0)  # An earlier one, and how many records were durable then.
         self._lagging: deque[tuple[int, int]] = deque()  # (sequence, commands) not projected.
         self._lag_commands = 0
-        self._intake: deque[tuple[RequestFrame, Deliver]] = deque()
+        self._intake: deque[tuple[RequestFrame, int, Deliver]] = deque()  # Each with its weight.
         self._queued_commands = 0
         self._peer_intake = PeerIntake(self._peers_said)
         self._peers = PeerLinks(secret, self._peer_intake, settings.entries_in_flight_max)
+        self._signs = ShardSigns(shard_id)
         self._notices = ClusterNotices(cluster, self._journal_end, settings.witness_ms)
         self._is_peers_turn = True
         self._contradiction: tuple[Speaker, str] | None = None
@@ -208,7 +229,7 @@ class WalletShard:
         self._peers.close()
         for task in self._tasks:
             task.cancel()
-        for frame, deliver in self._intake:
+        for frame, _, deliver in self._intake:
             deliver(NotServing(frame.frame_id))
         self._intake.clear()
         log.critical("shard is halted", shard_id=self.shard_id, reason=reason)
@@ -351,11 +372,11 @@ class WalletShard:
             deliver(NotServing(frame.frame_id))
         elif frame.epoch != self._store.epoch:
             deliver(StaleEpoch(frame.frame_id, self._store.epoch))
-        elif self._overloaded(len(frame.commands)):
+        elif self._overloaded(weight := _weight_of(frame)):
             deliver(Overloaded(frame.frame_id, self._retry_after_ms()))
         else:
-            self._intake.append((frame, deliver))
-            self._queued_commands += len(frame.commands)
+            self._intake.append((frame, weight, deliver))
+            self._queued_commands += weight
             self._idle.clear()
             self._work.set()
 
@@ -393,13 +414,10 @@ class WalletShard:
 
     async def _decide(self) -> None:
         while self._contradiction is None:
-            while not (self._intake or self._peer_intake) or self._batch_is_full():
-                self._work.clear()
-                await self._work.wait()
-            self._is_peers_turn = bool(self._peer_intake) and (
-                not self._intake or not self._is_peers_turn
-            )
-            if self._is_peers_turn:
+            await self._wait_for_work()
+            if self._is_alarm_due():
+                self._stamped_batch()
+            elif self._next_is_said():
                 await self._decide_said()
             else:
                 await self._decide_frame()
@@ -407,15 +425,59 @@ class WalletShard:
             self._memory.forget()
             await asyncio.sleep(0)
 
+    async def _wait_for_work(self) -> None:
+        """
+        Return when there is something to decide, and room for it.
+        """
+        while not self._has_work():
+            self._work.clear()
+            watch = self._watch_alarms()
+            try:
+                await self._work.wait()
+            finally:
+                if watch is not None:
+                    watch.cancel()
+
+    def _has_work(self) -> bool:
+        if self._batch_is_full():
+            return False
+        return bool(self._intake or self._peer_intake) or self._is_alarm_due()
+
+    def _is_alarm_due(self) -> bool:
+        """
+        Say whether the next batch, if it began now, would end something.
+        """
+        alarms = self._state.alarms
+        if not alarms or self._batch or self.phase is not Phase.RUNNING:
+            return False  # Once a batch has begun, the next one is for what is due since.
+        return alarms[0][0] <= max(self._at_us + 1, self._clock_us())
+
+    def _watch_alarms(self) -> asyncio.TimerHandle | None:
+        """
+        Look at the clock again when the next alarm is due, or earlier.
+        """
+        alarms = self._state.alarms
+        if not alarms or self._batch or self.phase is not Phase.RUNNING:
+            return None  # What has begun is committed, and then somebody looks here again.
+        due_in_s = (alarms[0][0] - self._clock_us()) / 1_000_000
+        pause_s = min(max(due_in_s, 0.001), ALARM_LOOK_S_MAX)
+        return asyncio.get_running_loop().call_later(pause_s, self._work.set)
+
+    def _next_is_said(self) -> bool:
+        self._is_peers_turn = bool(self._peer_intake) and (
+            not self._intake or not self._is_peers_turn
+        )
+        return self._is_peers_turn
+
     async def _decide_frame(self) -> None:
-        frame, deliver = self._intake[0]
-        wallets, keys, slots = self._memory.missing(frame.commands)
+        frame, weight, deliver = self._intake[0]
+        missing = self._memory.missing(frame.commands)
         is_known = True
-        if wallets or keys or slots:
-            is_known = await self._load(wallets, keys, slots)
+        if any(missing):
+            is_known = await self._load(missing)
         # No await from here to the end of the frame: the state is the loaded one.
         self._intake.popleft()
-        self._queued_commands -= len(frame.commands)
+        self._queued_commands -= weight
         if not is_known:
             deliver(Overloaded(frame.frame_id, ELSEWHERE_RETRY_MS))
             return
@@ -424,9 +486,7 @@ class WalletShard:
 
     async def _decide_said(self) -> None:
         speaker, said = self._peer_intake.first()
-        wallets = self._wallets_needed(speaker, said)
-        if wallets:
-            await self._load(wallets, [], [])
+        await self._load_for(speaker, said)
         if not self._peer_intake:
             return  # Drained meanwhile.
         # No await from here to the end.
@@ -444,38 +504,72 @@ class WalletShard:
         if len(batch.taken) > taken_count:
             self._memory.slot_came()
 
-    def _wallets_needed(self, speaker: Speaker, said: Said) -> list[str]:
-        if isinstance(said, Entries):
-            return wallets_of_entries(self._state, said.entries)
-        if isinstance(said, Answers | Welcome):
-            answers = self._peers.unsettled(speaker, said)
-            return wallets_of_answers(self._state, speaker.peer, answers)
-        return []
-
-    async def _load(self, wallets: list[str], keys: list[bytes], slots: list[int]) -> bool:
+    async def _load_for(self, speaker: Speaker, said: Said) -> None:
         """
-        Load what is missing; False when keys could not be looked up in the tables of others.
+        Load what is missing for a peer's words. What others' tables have and cannot be looked up
+        now is left out: the core refuses what needs it, and no channel waits for a third database.
+        """
+        state, memory = self._state, self._memory
+        wallets: list[str] = []
+        refunded = RefundsNeeded([], [])
+        if isinstance(said, Entries):
+            wallets = wallets_of_entries(state, said.entries)
+            refunded = refunds_of_entries(state, said.entries)
+        elif isinstance(said, Answers | Welcome):
+            answers = self._peers.unsettled(speaker, said)
+            wallets = wallets_of_answers(state, speaker.peer, answers)
+            refunded = refunds_of_answers(state, speaker.peer, answers)
+        if wallets:
+            await self._until_available(partial(memory.load_wallets, wallets))
+        own, everywhere = refunded
+        if own:
+            needed = RefundsNeeded(own, [])
+            await self._until_available(partial(memory.load_refunds, needed))
+        if everywhere:
+            needed = RefundsNeeded([], everywhere)
+            await self._is_looked_up(partial(memory.load_refunds, needed))
+
+    async def _load(self, missing: Missing) -> bool:
+        """
+        Load what is missing; False when some of it could not be looked up in the tables of others.
         """
         memory = self._memory
-        if wallets:
-            await self._until_available(lambda: memory.load_wallets(wallets))
-        if keys and self._state.has_taken:
-            # Another database that is down must not hold up everybody here.
-            try:
-                await memory.load_keys(keys)
-            except StoreUnavailable as error:
-                log.warning("keys not looked up", shard_id=self.shard_id, error=str(error))
-                return False
-        elif keys:
-            await self._until_available(lambda: memory.load_keys(keys))
-        for slot in slots:
-            await self._until_available(functools.partial(memory.load_slot, slot))
+        if missing.wallets:
+            await self._until_available(partial(memory.load_wallets, missing.wallets))
+        if missing.keys and not await self._is_looked_up(partial(memory.load_keys, missing.keys)):
+            return False
+        if missing.bound and not await self._is_looked_up(
+            partial(memory.load_bound, missing.bound)
+        ):
+            return False
+        for slot in missing.slots:
+            await self._until_available(partial(memory.load_slot, slot))
+        return True
+
+    async def _is_looked_up(self, load: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """
+        Load, and wait for the own database; but another that is down must not hold up everybody
+        here: then False.
+        """
+        if not self._state.has_taken:
+            await self._until_available(load)
+            return True
+        try:
+            await load()
+        except StoreUnavailable as error:
+            log.warning("not looked up", shard_id=self.shard_id, error=str(error))
+            return False
         return True
 
     def _stamped_batch(self) -> Batch:
-        if not self._batch.at_us:
-            self._batch.at_us = self._next_at_us()
-        return self._batch
+        """
+        Return the batch that is collected; one that has nothing yet begins now.
+        """
+        batch = self._batch
+        if not batch:
+            batch.at_us = self._next_at_us()
+            batch.tick(self._state)
+        return batch
 
     def _batch_is_full(self) -> bool:
         return self._batch.command_count >= self._settings.batch_commands_max
@@ -616,6 +710,7 @@ class WalletShard:
         seen is durable: its flush covers everything before it.
         """
         while True:
+            self._signs.look(self._state, self._at_us, self._clock_us())
             try:
                 self._watermark = await self._store.read_watermark()
                 candidate, seen_at_record = self._watermark_seen
@@ -634,7 +729,8 @@ class WalletShard:
         return self._store.epoch, self._sequence, self._chain
 
     def statistics(self) -> ShardStatistics:
-        state = self._state
+        state, at_us, now_us = self._state, self._at_us, self._clock_us()
+        oldest_open_s, oldest_waits_for = oldest_open(state, max(at_us, now_us))
         return ShardStatistics(
             shard_id=self.shard_id,
             phase=self.phase.value,
@@ -646,6 +742,12 @@ class WalletShard:
             queued_commands=self._queued_commands,
             slots=len(state.slots.slots_of(self.shard_id)),
             pending_entries=sum(len(c.outbox) for c in state.channels.outgoing.values()),
+            holds_open=count_open_holds(state),
+            linked_open=len(state.linked),
+            linked_prepared=len(state.prepared),
+            oldest_open_s=oldest_open_s,
+            oldest_waits_for=oldest_waits_for,
+            clock_ahead_ms=clock_ahead_ms(at_us, now_us),
             wallets_in_memory=len(state.wallets),
             keys_in_memory=len(state.keys),
             key_filter_complete=self._memory.filter.complete,

@@ -67,6 +67,7 @@ class ShardSettings(Section, frozen=True, kw_only=True):
     batch_commands_max: int = 20_000
     keys_recent_max: int = 50_000
     wallets_max: int = 2_000_000
+    counts_max: int = 50_000  # Holds that have ended, and totals of refunds, that memory keeps.
     lag_records_max: int = 20_000
     lag_commands_max: int = 1_000_000
     append_stuck_ms: int = 5_000

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from processor.flow.frames import Pending, Posted, Rejected, Result
+from processor.flow.frames import Outcome, Pending, Result
 
 Answer = asyncio.Future[list[Result]]
 
@@ -53,7 +53,7 @@ class SettlementWait:
             self._held.setdefault(transfer_id, []).append(held)
         held.timer = self._loop.call_later(wait_s, self._give_up_on, held)
 
-    def settle(self, settled: Iterable[Posted | Rejected]) -> None:
+    def settle(self, settled: Iterable[Outcome]) -> None:
         """
         Take in what became of transfers, whether somebody waits for them or not.
         """

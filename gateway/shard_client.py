@@ -27,7 +27,7 @@ import structlog
 
 from configs.settings import GatewaySettings
 from gateway.settlement_wait import Answer, SettlementWait
-from processor.core.commands import Command
+from processor.core.commands import Command, weight_of
 from processor.flow import frames
 from processor.flow.frames import (
     Answered,
@@ -89,17 +89,18 @@ class ShardClientStatistics(msgspec.Struct, frozen=True):
 
 class Group:
     """
-    Commands that are sent together and answered together.
+    Commands that are sent together and answered together; `weight` is what they cost.
 
     `sent_count` is of sendings that may have been applied: all but those that were refused whole.
     """
 
-    __slots__ = ("answer", "commands", "deadline", "sent_count")
+    __slots__ = ("answer", "commands", "deadline", "sent_count", "weight")
 
     def __init__(
         self, commands: Sequence[Command], answer: Answer, deadline: float, *, in_doubt: bool
     ) -> None:
         self.commands = commands
+        self.weight = sum(map(weight_of, commands))
         self.answer = answer
         self.deadline = deadline
         self.sent_count = 1 if in_doubt else 0
@@ -152,7 +153,7 @@ class ShardClient:
         """
         answer: Answer = self._loop.create_future()
         group = Group(commands, answer, deadline, in_doubt=in_doubt)
-        queued = self._queued_commands + len(commands)
+        queued = self._queued_commands + group.weight
         if queued > self._settings.queued_commands_max and not in_doubt:
             answer.set_exception(ShardOverloaded(retry_after_ms=100))
             return group
@@ -184,12 +185,14 @@ class ShardClient:
     def _next_frame(self) -> tuple[list[Group], list[Command]]:
         groups: list[Group] = []
         commands: list[Command] = []
+        weight = 0
         while self._waiting:
             group = self._waiting[0]
-            if commands and len(commands) + len(group.commands) > frames.FRAME_COMMANDS_MAX:
+            weight += group.weight
+            if commands and weight > frames.FRAME_COMMANDS_MAX:
                 break
             self._waiting.popleft()
-            self._queued_commands -= len(group.commands)
+            self._queued_commands -= group.weight
             if group.sent_count:
                 self._resent_command_count += len(group.commands)
             group.sent_count += 1
@@ -254,7 +257,7 @@ class ShardClient:
             if not applied:
                 group.sent_count -= 1
             self._waiting.appendleft(group)
-            self._queued_commands += len(group.commands)
+            self._queued_commands += group.weight
 
     def connection_lost(self, connection: GatewayConnection) -> None:
         if connection is not self._connection:
@@ -340,7 +343,7 @@ class ShardClient:
         for group in self._waiting:
             if group.deadline <= now:
                 group.fail(_deadline_error(group))
-                self._queued_commands -= len(group.commands)
+                self._queued_commands -= group.weight
             else:
                 kept.append(group)
         self._waiting = kept

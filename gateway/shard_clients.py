@@ -1,5 +1,5 @@
 """
-The gateway's side of all shards: each command goes to the shard that has its wallet.
+The gateway's side of all shards: each command goes to the shard that has its wallet, or its hold.
 
 Rule 1: the slot map says where a slot was last seen, and a shard that does not have it says where
         it went. What a shard answered so was not applied there, and is asked again.
@@ -23,8 +23,15 @@ from gateway.shard_client import (
     ShardUnavailable,
     deadline_error,
 )
-from processor.core.commands import Command, GiveSlot, MoveMoney
-from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap, slot_of
+from processor.core.commands import (
+    Command,
+    GiveSlot,
+    MoveMoney,
+    shard_asked,
+    slot_asked,
+    wallet_asked,
+)
+from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap
 from processor.flow.frames import FRAME_COMMANDS_MAX, ChannelFull, Moved, Result
 from processor.storage.directory import Directory, ShardEntry
 
@@ -69,7 +76,7 @@ class ShardClients:
         Raises OutcomeUnknown, ShardUnavailable or ShardOverloaded.
         """
         deadline = self._loop.time() + timeout_ms / 1000
-        shard_id = self._slots.shard_of(wallet_asked(command))
+        shard_id = self._shard_of(command)
         ((result, shard_id),) = await self._ask_shard(shard_id, (command,), deadline)
         if isinstance(result, Failed):
             raise result
@@ -123,13 +130,26 @@ class ShardClients:
 
     def _by_shard(self, commands: Sequence[Command]) -> dict[int, list[int]]:
         """
-        Group the places of *commands* by the shards that have their wallets.
+        Group the places of *commands* by the shards that decide them.
         """
         by_shard: dict[int, list[int]] = {}
-        shard_of = self._slots.shard_of
         for place, command in enumerate(commands):
-            by_shard.setdefault(shard_of(wallet_asked(command)), []).append(place)
+            by_shard.setdefault(self._shard_of(command), []).append(place)
         return by_shard
+
+    def _shard_of(self, command: Command) -> int:
+        """
+        Say which shard decides *command*, as far as is known; a plain transfer costs the least.
+        """
+        if type(command) is MoveMoney and command.terms is None:
+            wallet_id = command.source or command.destination
+            if not wallet_id.startswith("$"):
+                return self._slots.shard_of(wallet_id)
+        assert not isinstance(command, GiveSlot), "an operator's command goes to a shard by itself"
+        slot, home = slot_asked(command), shard_asked(command)
+        if slot is not None:
+            return self._slots.owner(slot)
+        return home if home is not None else self._slots.shard_of(wallet_asked(command))
 
     async def _ask_in_frames(
         self, shard_id: int, commands: Sequence[Command], deadline: float, *, in_doubt: bool
@@ -186,7 +206,7 @@ class ShardClients:
         again = []
         for place, (result, shard_id) in enumerate(told):
             if type(result) is Moved:
-                self._note_hint(wallet_asked(commands[place]), result.shard_id, told_by=shard_id)
+                self._note_hint(slot_asked(commands[place]), result.shard_id, told_by=shard_id)
                 again.append(place)
             elif type(result) is ChannelFull:
                 if was_in_doubt:
@@ -208,12 +228,13 @@ class ShardClients:
 
     # --- Where everything is --------------------------------------------------------------
 
-    def _note_hint(self, wallet_id: str, shard_id: int, *, told_by: int) -> None:
+    def _note_hint(self, slot: int | None, shard_id: int, *, told_by: int) -> None:
         """
-        Take in where *told_by*, which does not have it, has last seen the slot of *wallet_id*.
+        Take in where *told_by*, which does not have it, has last seen *slot*.
         """
-        slot = slot_of(wallet_id)
-        if shard_id not in (NOWHERE, told_by) and self._slots.owner(slot) == told_by:
+        if slot is None or shard_id in (NOWHERE, told_by):
+            return
+        if self._slots.owner(slot) == told_by:
             # The generation stays: what the map tells later of a newer owner counts for more.
             self._slots.assign(slot, shard_id, self._slots.generation(slot))
 
@@ -250,13 +271,3 @@ class ShardClients:
             now = self._loop.time()
             for client in list(self._clients.values()):
                 client.expire(now)
-
-
-def wallet_asked(command: Command) -> str:
-    """
-    Name the wallet whose shard decides *command*.
-    """
-    if isinstance(command, MoveMoney):
-        return command.source or command.destination
-    assert not isinstance(command, GiveSlot), "an operator's command goes to a shard by itself"
-    return command.wallet_id

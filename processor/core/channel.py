@@ -10,8 +10,8 @@ Rule 2: at the destination, the cursor moves by one with each entry, in the same
         the entry did. An entry at or below it was decided before, and its answer stands.
 Rule 3: settled <= cursor <= head, and the chain at the cursor is the same on both sides. Where
         that fails, one side has lost what it had promised, and both must halt.
-Rule 4: an answer is 0 for an entry that was taken, the number of a reason for one that was refused,
-        and below zero for one whose slot is elsewhere (`answer_elsewhere`).
+Rule 4: an answer is 0 for an entry that was taken (and for legs that can be moved), above zero for
+        one that was refused (`answer_refused`), below for one whose slot is elsewhere.
 Only `apply` writes here.
 """
 
@@ -22,19 +22,32 @@ from typing import Annotated
 
 import msgspec
 
-from processor.core.commands import Amount, Identifier, MoveMoney, WalletId
+from processor.core.commands import (
+    LEGS_MAX,
+    Amount,
+    Identifier,
+    MoveMoney,
+    Terms,
+    TransferType,
+    WalletId,
+)
 from processor.core.decisions import (
     CarriedOutcome,
     CarriedWallet,
+    LegPart,
     PendingEntry,
+    PrepareSent,
     SlotGiven,
     TransferReserved,
+    VerdictSent,
 )
+from processor.core.hold import Hold, RefundTotal
 from processor.core.slots import SLOT_COUNT
 
 ENTRY_CHAIN_BYTES = 16
 FIRST_LINK = bytes(ENTRY_CHAIN_BYTES)
 ENTRIES_PENDING_MAX = 65_536  # Of one channel; above it the source takes nothing new for it.
+# Of linked transfers it takes nothing new above as many by weight, see `weight_sent`.
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -71,9 +84,51 @@ class SlotEntry(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
     generation: int
     wallets: list[CarriedWallet]
     outcomes: list[CarriedOutcome]
+    holds: list[Hold] = []
+    refunds: list[RefundTotal] = []
 
 
-AnyEntry = Entry | SlotEntry
+class BoundEntry(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
+    """
+    A movement on its way that is no plain transfer, or has terms.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1)]
+    transfer_id: Identifier
+    merchant_id: str
+    source: WalletId
+    destination: WalletId
+    currency: str
+    amount: Amount
+    reference: str | None
+    metadata: str | None
+    transfer_type: TransferType
+    terms: Terms | None
+
+
+class PrepareEntry(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False):
+    """
+    The destination's parts of a linked transfer, which it is asked to set aside.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1)]
+    linked_id: Identifier
+    merchant_id: str
+    parts: Annotated[list[LegPart], msgspec.Meta(min_length=1, max_length=LEGS_MAX)]
+
+
+class VerdictEntry(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
+    """
+    What became of a linked transfer that the destination was asked about.
+    """
+
+    number: Annotated[int, msgspec.Meta(ge=1)]
+    linked_id: Identifier
+    is_posted: bool
+
+
+MoneyEntry = Entry | BoundEntry
+AnyEntry = Entry | SlotEntry | BoundEntry | PrepareEntry | VerdictEntry
 
 
 def next_link(chain: bytes, entry: AnyEntry) -> bytes:
@@ -83,11 +138,11 @@ def next_link(chain: bytes, entry: AnyEntry) -> bytes:
     return blake2b(chain + _encode(entry), digest_size=ENTRY_CHAIN_BYTES).digest()
 
 
-def entry_of(asked: MoveMoney | TransferReserved, number: int) -> Entry:
+def entry_of(asked: MoveMoney | TransferReserved, number: int) -> MoneyEntry:
     """
     Say what the destination is told of a transfer.
     """
-    return Entry(
+    told = (
         number,
         asked.transfer_id,
         asked.merchant_id,
@@ -98,42 +153,118 @@ def entry_of(asked: MoveMoney | TransferReserved, number: int) -> Entry:
         asked.reference,
         asked.metadata,
     )
+    if asked.transfer_type == TransferType.TRANSFER and asked.terms is None:
+        return Entry(*told)
+    return BoundEntry(*told, asked.transfer_type, asked.terms)
 
 
 def entry_sent(pending: PendingEntry) -> AnyEntry:
     """
     Say what the destination is told of what is on its way to it.
     """
-    if isinstance(pending, SlotGiven):
-        return SlotEntry(
-            pending.number, pending.slot, pending.generation, pending.wallets, pending.outcomes
-        )
-    return entry_of(pending, pending.number)
+    match pending:
+        case SlotGiven():
+            return SlotEntry(
+                pending.number,
+                pending.slot,
+                pending.generation,
+                pending.wallets,
+                pending.outcomes,
+                pending.holds,
+                pending.refunds,
+            )
+        case PrepareSent():
+            return PrepareEntry(
+                pending.number, pending.linked_id, pending.merchant_id, pending.parts
+            )
+        case VerdictSent():
+            return VerdictEntry(pending.number, pending.linked_id, pending.is_posted)
+        case _:
+            return entry_of(pending, pending.number)
 
 
-def answer_elsewhere(shard_id: int) -> int:
+def weight_sent(pending: PendingEntry) -> int:
     """
-    Say in an answer at which shard the entry's slot was last seen.
+    Count what an entry costs while it is on its way: a question one for each leg, any other one.
     """
-    assert shard_id >= 0, "this would be the answer of an entry that was taken"
-    return -1 - shard_id
+    return len(pending.parts) if isinstance(pending, PrepareSent) else 1
+
+
+class Refusal(msgspec.Struct, frozen=True, gc=False):
+    """
+    Why an entry was refused: for which reason, by how much, and of legs which one.
+    """
+
+    reason: int
+    short_by: int
+    leg: int
+
+
+_REASON_BITS, _LEG_BITS, _SHORT_BITS = 10, 7, 45
+
+
+def answer_refused(reason: int, short_by: int = 0, leg: int = 0) -> int:
+    """
+    Put a refusal into one number above zero. What it is short by may be cut to 45 bits.
+    """
+    assert 0 < reason < 1 << _REASON_BITS, "no such reason"
+    assert 0 <= leg < 1 << _LEG_BITS, "no such leg"
+    short_by = min(short_by, (1 << _SHORT_BITS) - 1)
+    return reason | leg << _REASON_BITS | short_by << _REASON_BITS + _LEG_BITS
+
+
+def refusal_answered(answer: int) -> Refusal:
+    """
+    Read the refusal out of an answer above zero.
+    """
+    leg = answer >> _REASON_BITS & (1 << _LEG_BITS) - 1
+    reason = answer & (1 << _REASON_BITS) - 1
+    return Refusal(reason, answer >> _REASON_BITS + _LEG_BITS, leg)
+
+
+_SHARD_BITS = 31
+
+
+def answer_elsewhere(shard_id: int, side: int = 0) -> int:
+    """
+    Say in an answer at which shard the entry's slot was last seen; of legs, which side's.
+    """
+    assert 0 <= shard_id < 1 << _SHARD_BITS, "this would be the answer of an entry that was taken"
+    return -1 - (shard_id | side << _SHARD_BITS)
 
 
 def shard_answered(answer: int) -> int:
     """
     Read the shard out of an answer below zero.
     """
-    return -1 - answer
+    return (-1 - answer) & (1 << _SHARD_BITS) - 1
+
+
+def side_answered(answer: int) -> int:
+    """
+    Read out of an answer below zero which side of a leg was not found; see `EntryElsewhere`.
+    """
+    return (-1 - answer) >> _SHARD_BITS
 
 
 class OutChannel:
     """
     The source's end towards one peer.
 
-    `reserved` is the money on its way by currency: the sum of the transfers in the outbox.
+    `reserved` is the money on its way by currency: the sum of the transfers in the outbox, and
+    `weight` what its entries weigh.
     """
 
-    __slots__ = ("chain", "head", "outbox", "peer", "reserved", "settled", "settled_chain")
+    __slots__ = (
+        "chain",
+        "head",
+        "outbox",
+        "peer",
+        "reserved",
+        "settled",
+        "settled_chain",
+        "weight",
+    )
 
     def __init__(self, peer: int) -> None:
         self.peer = peer
@@ -143,6 +274,7 @@ class OutChannel:
         self.settled_chain = FIRST_LINK
         self.outbox: dict[int, PendingEntry] = {}
         self.reserved: dict[str, int] = {}
+        self.weight = 0
 
     def chain_at(self, number: int) -> bytes | None:
         """

@@ -12,8 +12,6 @@ know; what is not in the state then does not exist.
 
 from __future__ import annotations
 
-import msgspec
-
 from processor.core.amounts import BALANCE_MAX
 from processor.core.commands import (
     MoveMoney,
@@ -22,15 +20,10 @@ from processor.core.commands import (
     SetWalletStatus,
     TransferType,
 )
-from processor.core.decide_channel import (
-    ChannelFull,
-    Elsewhere,
-    decide_reserve,
-    destination_status_reason,
-    source_status_reason,
-)
+from processor.core.counts import Decided
+from processor.core.decide_bound import decide_bound
+from processor.core.decide_channel import ChannelFull, Elsewhere, decide_reserve
 from processor.core.decisions import (
-    TransferDecision,
     TransferPosted,
     TransferRejected,
     TransferReserved,
@@ -38,11 +31,17 @@ from processor.core.decisions import (
     WalletOpened,
     WalletStatusSet,
 )
+from processor.core.judge import (
+    destination_status_reason,
+    owned_wallet,
+    source_status_reason,
+)
+from processor.core.limits import Limits
 from processor.core.reject_reason import RejectReason
-from processor.core.state import Remembered, ShardState
+from processor.core.repeats import KeyReused, Repeated, repeat
+from processor.core.state import ShardState
 from processor.core.wallet import (
     SYSTEM_MERCHANT,
-    Wallet,
     WalletStatus,
     is_system_wallet,
     world_wallet_id,
@@ -51,25 +50,8 @@ from processor.core.wallet import (
 # Plain names: an enum member costs an attribute look-up on every transfer.
 _TRANSFER = TransferType.TRANSFER
 _DEPOSIT = TransferType.DEPOSIT
+_WITHDRAWAL = TransferType.WITHDRAWAL
 _OPEN, _FROZEN, _, _CLOSED = WalletStatus
-
-
-class Repeated(msgspec.Struct, frozen=True, gc=False):
-    """
-    The key was used before for this very command; here is what came of it.
-    """
-
-    decision: TransferDecision
-    sequence: int
-    at_us: int
-
-
-class KeyReused(msgspec.Struct, frozen=True, gc=False):
-    """
-    The key was used before for another command; `field` is the first that differs.
-    """
-
-    field: str
 
 
 MoveOutcome = (
@@ -80,17 +62,22 @@ MoveOutcome = (
     | KeyReused
     | Elsewhere
     | ChannelFull
+    | Decided
 )
 
 
-def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
+def decide_move(state: ShardState, command: MoveMoney, at_us: int) -> MoveOutcome:
     """
     Say what *command* does: post it, reject it, or repeat what was said before.
+
+    A plain movement between wallets without limits is decided right here, as most are.
     """
     keys = state.keys
     remembered = keys.young.get(command.key) or keys.old.get(command.key)
     if remembered is not None:
-        return _repeat(remembered, command)
+        return repeat(remembered, command)
+    if command.terms is not None:
+        return decide_bound(state, command, at_us)
 
     wallets = state.wallets
     kind = command.transfer_type
@@ -98,6 +85,8 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
     source_id = command.source
     destination_id = command.destination
     if kind != _TRANSFER:
+        if kind > _WITHDRAWAL:
+            return decide_bound(state, command, at_us)
         world_id = world_wallet_id(state.shard_id, currency)
         if kind == _DEPOSIT:
             source_id = world_id
@@ -107,7 +96,7 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
     destination = wallets.get(destination_id)
     amount = command.amount
 
-    reason = 0
+    reason, short_by = 0, 0
     if source_id == destination_id:
         reason = RejectReason.WALLETS_IDENTICAL
     elif kind != _DEPOSIT and (source is None or source.merchant_id != command.merchant_id):
@@ -133,8 +122,12 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
             if kind == _DEPOSIT
             else RejectReason.INSUFFICIENT_FUNDS
         )
-    elif destination.posted + amount > BALANCE_MAX:
+        short_by = source.minimum - (source.available - amount)
+    elif destination.posted + destination.incoming + amount > BALANCE_MAX:
         reason = RejectReason.BALANCE_OUT_OF_RANGE
+        short_by = destination.posted + destination.incoming + amount - BALANCE_MAX
+    elif source.limits is not None or destination.limits is not None:
+        return decide_bound(state, command, at_us)
     else:
         return TransferPosted(
             kind,
@@ -155,9 +148,11 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
     if source is None or destination is None:
         own_id = command.destination if kind == _DEPOSIT else command.source
         if not state.has_slot_of(own_id):
-            return Elsewhere(state.slots.shard_of(own_id))
+            return Elsewhere(state.owner_of(own_id))
         if kind == _TRANSFER and not state.has_slot_of(destination_id):
-            return decide_reserve(state, command, source)
+            if source is not None and source.limits is not None:
+                return decide_bound(state, command, at_us)
+            return decide_reserve(state, command, source, at_us)
     return TransferRejected(
         kind,
         command.transfer_id,
@@ -170,6 +165,7 @@ def decide_move(state: ShardState, command: MoveMoney) -> MoveOutcome:
         command.reference,
         command.metadata,
         reason,
+        short_by,
     )
 
 
@@ -211,7 +207,7 @@ def decide_status(
     """
     Say what setting the status does; None when it has that status already.
     """
-    wallet = owned_wallet(state, command.merchant_id, command.wallet_id)
+    wallet = owned_wallet(state.wallets, command.merchant_id, command.wallet_id)
     if wallet is None:
         return RejectReason.WALLET_UNKNOWN
     if wallet.status == command.status:
@@ -220,8 +216,10 @@ def decide_status(
         return RejectReason.WALLET_CLOSED
     if command.status == _CLOSED and wallet.posted != 0:
         return RejectReason.WALLET_NOT_EMPTY
-    if command.status == _CLOSED and wallet.reserved != 0:
+    if command.status == _CLOSED and wallet.is_relied_on:
         return RejectReason.TRANSFERS_PENDING
+    if command.status == _CLOSED and wallet.held != 0:
+        return RejectReason.HOLDS_OPEN
     return WalletStatusSet(command.wallet_id, command.status)
 
 
@@ -229,46 +227,19 @@ def decide_limits(
     state: ShardState, command: SetWalletLimits
 ) -> WalletLimitsSet | RejectReason | None:
     """
-    Say what setting the minimum balance does; None when it is that already.
+    Say what setting the minimum balance and the limits does; None when they are that already.
     """
-    wallet = owned_wallet(state, command.merchant_id, command.wallet_id)
+    wallet = owned_wallet(state.wallets, command.merchant_id, command.wallet_id)
     if wallet is None:
         return RejectReason.WALLET_UNKNOWN
     if wallet.status == _CLOSED:
         return RejectReason.WALLET_CLOSED
-    if wallet.minimum == command.minimum:
+    minimum = wallet.minimum if command.minimum is None else command.minimum
+    limits = wallet.limits if command.limits is None else command.limits
+    if limits == Limits():
+        limits = None
+    if (minimum, limits) == (wallet.minimum, wallet.limits):
         return None
-    if command.minimum > wallet.available:
+    if minimum > wallet.minimum and minimum > wallet.available:
         return RejectReason.MINIMUM_ABOVE_AVAILABLE
-    return WalletLimitsSet(command.wallet_id, command.minimum)
-
-
-def owned_wallet(state: ShardState, merchant_id: str, wallet_id: str) -> Wallet | None:
-    """
-    Return the wallet if *merchant_id* owns it; a foreign one is as good as unknown.
-    """
-    wallet = state.wallets.get(wallet_id)
-    return wallet if wallet is not None and wallet.merchant_id == merchant_id else None
-
-
-def _repeat(remembered: Remembered, command: MoveMoney) -> Repeated | KeyReused:
-    decision, sequence, at_us = remembered
-    field = _differing_field(decision, command)
-    return Repeated(decision, sequence, at_us) if field is None else KeyReused(field)
-
-
-def _differing_field(decision: TransferDecision, command: MoveMoney) -> str | None:
-    if decision.transfer_type != command.transfer_type:
-        return "type"
-    # The world side is the ledger's own choice, so only the customer's sides are compared.
-    if command.transfer_type != _DEPOSIT and decision.source != command.source:
-        return "source"
-    if (
-        command.transfer_type != TransferType.WITHDRAWAL
-        and decision.destination != command.destination
-    ):
-        return "destination"
-    for field in ("currency", "amount", "reference", "metadata"):
-        if getattr(decision, field) != getattr(command, field):
-            return field
-    return None
+    return WalletLimitsSet(command.wallet_id, minimum, limits)

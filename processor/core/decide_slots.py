@@ -11,6 +11,7 @@ Rule 3: the new owner takes what comes, always. All that could speak against it 
 from __future__ import annotations
 
 import msgspec
+from msgspec.structs import replace
 
 from processor.core.amounts import BALANCE_MAX
 from processor.core.channel import SlotEntry, next_link
@@ -19,13 +20,21 @@ from processor.core.decisions import (
     CarriedOutcome,
     CarriedWallet,
     DuePosting,
+    HoldExtended,
+    HoldVoided,
+    LinkedBegun,
+    LinkedPosted,
+    LinkedRejected,
+    MoveDecision,
     SlotGiven,
     SlotTaken,
     TransferDecision,
     TransferReserved,
+    as_carried,
     sums_of,
 )
-from processor.core.slots import slot_of
+from processor.core.hold import Hold, HoldStatus, RefundTotal
+from processor.core.slots import slot_of, slot_of_hold
 from processor.core.state import ShardState
 from processor.core.wallet import Wallet, due_wallet_id, is_system_wallet
 
@@ -60,19 +69,57 @@ def decide_give(state: ShardState, command: GiveSlot) -> SlotGiven | SlotStays:
     if peer == state.shard_id:
         return SlotStays(ALREADY_HERE)
     wallets = _wallets_in(state, slot)
-    if any(wallet.reserved for wallet in wallets):
+    if any(wallet.is_relied_on for wallet in wallets) or _is_key_open(state, slot):
         return SlotStays(TRANSFERS_PENDING)
-    carried = [_carried(wallet) for wallet in wallets]
+    carried = [as_carried(wallet) for wallet in wallets]
     dues = postings_of_dues(state, peer, carried, sign=1)
     channel = state.channels.to(peer)
-    if any(abs(due.balance + channel.reserved.get(due.currency, 0)) > SLOT_DUE_MAX for due in dues):
+    if any(_may_come_to(state, peer, due) > SLOT_DUE_MAX for due in dues):
         return SlotStays(BALANCE_OUT_OF_RANGE)
     number, generation = channel.head + 1, state.slots.generation(slot) + 1
-    entry = SlotEntry(number, slot, generation, carried, _outcomes_in(state, slot))
+    entry = SlotEntry(
+        number,
+        slot,
+        generation,
+        carried,
+        _outcomes_in(state, slot),
+        _holds_in(state, slot),
+        _refunds_in(state, slot),
+    )
     if len(_encode(entry)) > SLOT_ENTRY_BYTES_MAX:
         return SlotStays(TOO_LARGE)
     chain = next_link(channel.chain, entry)
-    return SlotGiven(peer, number, chain, slot, generation, entry.wallets, entry.outcomes, dues)
+    return SlotGiven(
+        peer,
+        number,
+        chain,
+        slot,
+        generation,
+        entry.wallets,
+        entry.outcomes,
+        dues,
+        entry.holds,
+        entry.refunds,
+    )
+
+
+def _may_come_to(state: ShardState, peer: int, due: DuePosting) -> int:
+    """
+    Say how far from zero what *peer* is due may come after *due*, with all that is on its way and
+    all that linked transfers may move that are not decided: they were judged before the slot left.
+    """
+    on_its_way = state.channels.to(peer).reserved.get(due.currency, 0)
+    wallet = state.wallets.get(due_wallet_id(state.shard_id, peer, due.currency))
+    undecided = max(wallet.incoming, wallet.reserved) if wallet is not None else 0
+    return abs(due.balance + on_its_way) + undecided
+
+
+def _is_key_open(state: ShardState, slot: int) -> bool:
+    """
+    Say whether a key that goes with *slot* stands for a linked transfer that is not done: what is
+    posted relies on no wallet any more, but its outcome is to come.
+    """
+    return any(slot_of_outcome(linked.begun) == slot for linked in state.linked.values())
 
 
 def decide_taken(state: ShardState, peer: int, entry: SlotEntry, chain: bytes) -> SlotTaken:
@@ -88,6 +135,8 @@ def decide_taken(state: ShardState, peer: int, entry: SlotEntry, chain: bytes) -
         entry.wallets,
         entry.outcomes,
         postings_of_dues(state, peer, entry.wallets, sign=-1),
+        entry.holds,
+        entry.refunds,
     )
 
 
@@ -105,12 +154,22 @@ def postings_of_dues(
     return postings
 
 
-def own_wallet_of(decision: TransferDecision) -> str:
+def slot_of_outcome(decision: TransferDecision) -> int | None:
     """
-    Name the wallet under which the key of *decision* was made.
+    Return the slot with which an outcome goes: that of the wallet, or of the hold, under which its
+    key was made. None for what the ledger's own wallets did, which never leave.
     """
-    is_deposit = decision.transfer_type == TransferType.DEPOSIT
-    return decision.destination if is_deposit else decision.source
+    if isinstance(decision, HoldVoided | HoldExtended):
+        return slot_of_hold(decision.hold_id)
+    if isinstance(decision, MoveDecision) and decision.terms and decision.terms.hold_id:
+        return slot_of_hold(decision.terms.hold_id)
+    if isinstance(decision, LinkedPosted | LinkedRejected | LinkedBegun):
+        own = decision.legs[0].source
+    elif isinstance(decision, MoveDecision) and decision.transfer_type == TransferType.DEPOSIT:
+        own = decision.destination
+    else:
+        own = decision.source
+    return None if is_system_wallet(own) else slot_of(own)
 
 
 def _wallets_in(state: ShardState, slot: int) -> list[Wallet]:
@@ -121,16 +180,29 @@ def _wallets_in(state: ShardState, slot: int) -> list[Wallet]:
     return [state.wallets[name] for name in sorted(named) if not is_system_wallet(name)]
 
 
-def _carried(wallet: Wallet) -> CarriedWallet:
-    return CarriedWallet(
-        wallet.wallet_id,
-        wallet.merchant_id,
-        wallet.currency,
-        wallet.status,
-        wallet.minimum,
-        wallet.posted,
-        wallet.version,
-    )
+def _holds_in(state: ShardState, slot: int) -> list[Hold]:
+    """
+    List the slot's open holds, and those of which the tables may not have the end.
+    """
+    return [
+        replace(hold, sequence=0)
+        for hold in state.holds.values()
+        if (hold.status == HoldStatus.OPEN or hold.sequence > state.tables_at)
+        and slot_of_hold(hold.hold_id) == slot
+    ]
+
+
+def _refunds_in(state: ShardState, slot: int) -> list[RefundTotal]:
+    """
+    List the totals of the slot's wallets that the tables may not have.
+    """
+    return [
+        replace(total, sequence=0)
+        for total in state.refunds.values()
+        if total.sequence > state.tables_at
+        and slot_of(total.wallet_id) == slot
+        and not is_system_wallet(total.wallet_id)
+    ]
 
 
 def _outcomes_in(state: ShardState, slot: int) -> list[CarriedOutcome]:
@@ -143,8 +215,9 @@ def _outcomes_in(state: ShardState, slot: int) -> list[CarriedOutcome]:
     # The younger generation last: what was on its way in the older one may be settled in it.
     for decision, sequence, at_us in {**keys.old, **keys.young}.values():
         recorded = keys.recorded.get(decision.key, sequence)
-        if recorded <= state.tables_at or slot_of(own_wallet_of(decision)) != slot:
+        if recorded <= state.tables_at or slot_of_outcome(decision) != slot:
             continue
         assert not isinstance(decision, TransferReserved), "something of the slot is on its way"
+        assert not isinstance(decision, LinkedBegun), "something of the slot is not decided"
         found.append(CarriedOutcome(decision, sequence, at_us))
     return found

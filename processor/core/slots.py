@@ -20,6 +20,21 @@ def slot_of(wallet_id: str) -> int:
     return crc32(wallet_id.encode()) & (SLOT_COUNT - 1)
 
 
+def slot_of_hold(hold_id: bytes) -> int:
+    """
+    Return the slot of a hold's wallet: the low 12 bits of its id.
+    """
+    return int.from_bytes(hold_id[-2:], "big") & (SLOT_COUNT - 1)
+
+
+def hold_id_in(slot: int, random_id: bytes) -> bytes:
+    """
+    Make a hold's id for a wallet of *slot* from a UUIDv7.
+    """
+    low = int.from_bytes(random_id[-2:], "big") & ~(SLOT_COUNT - 1) | slot
+    return random_id[:-2] + low.to_bytes(2, "big")
+
+
 class SlotMap:
     """
     Which shard has which slot, as one shard or gateway knows it.

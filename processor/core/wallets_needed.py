@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from processor.core.channel import AnyEntry, Entry
+from processor.core.channel import AnyEntry, BoundEntry, Entry, PrepareEntry
 from processor.core.commands import Command, wallets_named
-from processor.core.decisions import TransferReserved
+from processor.core.decisions import PrepareSent, TransferReserved
 from processor.core.state import ShardState
 from processor.core.wallet import is_system_wallet
 
@@ -40,13 +40,20 @@ def wallets_of_entries(state: ShardState, entries: Iterable[AnyEntry]) -> list[s
     """
     List the wallets to load before *entries* are decided.
     """
-    return absent_wallets(state, (e.destination for e in entries if isinstance(e, Entry)))
+    named: list[str] = []
+    for entry in entries:
+        if isinstance(entry, Entry | BoundEntry):
+            named.append(entry.destination)
+        elif isinstance(entry, PrepareEntry):
+            for part in entry.parts:
+                named += (part.asked.source, part.asked.destination)
+    return absent_wallets(state, filter(None, named))
 
 
 def wallets_of_answers(state: ShardState, peer: int, answers: list[int]) -> list[str]:
     """
-    List the wallets to load before *answers* from *peer* are: the destinations of money that comes
-    back to stay. Wallets with money on its way are in memory always.
+    List the wallets to load before *answers* from *peer* are: those of money that comes back, which
+    may be here now. Wallets of which something is set aside are in memory always.
     """
     channel = state.channels.to(peer)
     found = []
@@ -54,4 +61,7 @@ def wallets_of_answers(state: ShardState, peer: int, answers: list[int]) -> list
         pending = channel.outbox.get(number) if answer < 0 else None
         if isinstance(pending, TransferReserved):
             found.append(pending.destination)
+        elif isinstance(pending, PrepareSent) and pending.linked_id in state.linked:
+            for leg in state.linked[pending.linked_id].begun.legs:
+                found += filter(None, (leg.source, leg.destination))
     return absent_wallets(state, found)

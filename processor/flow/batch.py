@@ -7,35 +7,40 @@ Rule 1: nothing a shard says leaves it before the record it depends on is durabl
 Rule 2: a batch without decisions needs no record; its effects leave after a fence check that
         began after they were computed, so a fenced owner cannot answer a read either.
 Rule 3: commands are executed to the end, one after another, without awaiting.
-Rule 4: money that did not find its destination is called back and sent anew in the same record.
+Rule 4: what did not find its destination is called back and sent anew in the same record.
+Rule 5: what is over by the batch's time is ended before anything else is decided in it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from processor.core.apply import apply, apply_posted
-from processor.core.channel import AnyEntry, SlotEntry, shard_answered
+from processor.core.channel import AnyEntry, PrepareEntry, SlotEntry, VerdictEntry, shard_answered
 from processor.core.commands import (
     Command,
+    ExtendHold,
     GiveSlot,
+    MoveLinked,
     MoveMoney,
     OpenWallet,
+    PlaceHold,
+    ReadHold,
     ReadWallet,
     SetWalletLimits,
     SetWalletStatus,
     TransferType,
+    VoidHold,
+    weight_of,
 )
+from processor.core.counts import Decided, counts_of_settlement
 from processor.core.decide import (
-    KeyReused,
-    Repeated,
     decide_limits,
     decide_move,
     decide_open,
     decide_status,
     decide_world,
-    owned_wallet,
 )
 from processor.core.decide_channel import (
     ChannelFull,
@@ -46,18 +51,40 @@ from processor.core.decide_channel import (
     decide_forgotten,
     decide_settlement,
 )
+from processor.core.decide_holds import decide_expiry, decide_extend, decide_place, decide_void
+from processor.core.decide_linked import (
+    NotNow,
+    decide_after_vote,
+    decide_done,
+    decide_linked,
+    decide_linked_anew,
+    decide_overdue,
+    homes_anew,
+    homes_of,
+    wallet_lost,
+    wallets_to_open,
+)
 from processor.core.decide_slots import TRANSFERS_PENDING, SlotStays, decide_give
 from processor.core.decisions import (
     Decision,
+    LinkedBegun,
+    LinkedRecalled,
+    LinkedRejected,
+    PrepareSent,
     SlotTaken,
-    TransferDecision,
     TransferPosted,
     TransferReserved,
+    VerdictSent,
+    VoteTaken,
     sums_of,
 )
+from processor.core.judge import owned_wallet
+from processor.core.linked import Move, moves_at_home, moves_of_parts
 from processor.core.reject_reason import RejectReason
-from processor.core.slots import slot_of
-from processor.core.state import ShardState
+from processor.core.repeats import KeyReused, Repeated
+from processor.core.slots import NOWHERE, slot_of
+from processor.core.state import OpenLinked, ShardState
+from processor.core.wallet import fees_wallet_id
 from processor.flow import frames
 from processor.flow.channel_link import (
     Answers,
@@ -69,13 +96,15 @@ from processor.flow.channel_link import (
     welcome,
 )
 from processor.flow.frames import Answered, Result, Settled
+from processor.flow.results import hold_found, moved, posted, told_hold, wallet_found
 from processor.flow.settlement_watch import Deliver, SettlementWatch
 
 DeliverEffect = Callable[[Effect], None]
 
-CLOSING_US = 200_000  # How long a slot with transfers on their way sends nothing new elsewhere.
+_FEE = TransferType.FEE  # A plain name: an enum member costs a look-up on every transfer.
 
-_DEPOSIT = TransferType.DEPOSIT
+CLOSING_US = 200_000  # How long a slot with transfers on their way sends nothing new elsewhere.
+ALARMS_MAX = 1_000  # What is over is ended in steps: many holds may end in the same second.
 
 
 class Batch:
@@ -109,7 +138,7 @@ class Batch:
         self._pending: list[bytes] = []  # Transfers that the frame being executed waits for.
         self._replies: list[tuple[Deliver, Answered]] = []
         self._effects: list[tuple[DeliverEffect, Effect]] = []
-        self._outcomes: dict[Deliver, list[frames.Posted | frames.Rejected]] = defaultdict(list)
+        self._outcomes: dict[Deliver, list[frames.Outcome]] = defaultdict(list)
 
     def __bool__(self) -> bool:
         return bool(self._replies or self._effects or self.decisions)
@@ -130,6 +159,25 @@ class Batch:
             self._pending.clear()
         if state.leaving:
             state.leaving.clear()
+
+    def tick(self, state: ShardState) -> None:
+        """
+        End what is over by now: holds, and linked transfers that were not voted on in time.
+        """
+        assert self.at_us > 0, "the batch has no time yet"
+        for identifier in state.take_alarms(self.at_us, ALARMS_MAX):
+            hold = state.holds.get(identifier)
+            if hold is not None:
+                self._record_all(state, decide_expiry(state, hold, self.at_us))
+            linked = state.linked.get(identifier)
+            if linked is not None:
+                self._end_overdue(state, linked)
+
+    def _end_overdue(self, state: ShardState, linked: OpenLinked) -> None:
+        decisions = decide_overdue(state, linked, self.at_us)
+        self._record_all(state, decisions)
+        if decisions:
+            self._tell_linked(state, linked.begun)
 
     def add_greeting(self, state: ShardState, peer: int, deliver: DeliverEffect) -> None:
         """
@@ -171,14 +219,8 @@ class Batch:
         Settle the next entries to *peer*, in order, as it answered them; raises ChannelBroken.
         """
         assert self.at_us > 0, "the batch has no time yet"
-        channel = state.channels.to(peer)
         for answer in answers:
-            pending = channel.outbox[channel.settled + 1]
-            self._record(state, decide_settlement(state, peer, answer))
-            if isinstance(pending, TransferReserved) and not (
-                answer < 0 and self._is_sent_anew(state, pending, answer)
-            ):
-                self._tell_outcome(state, pending)
+            self._settle(state, peer, answer)
         self.command_count += len(answers)
         self._note_end(state, peer)
 
@@ -199,38 +241,97 @@ class Batch:
     def _execute(self, state: ShardState, command: Command) -> Result:
         if isinstance(command, MoveMoney):
             return self._move(state, command)
+        if isinstance(command, MoveLinked):
+            return self._move_linked(state, command)
+        if isinstance(command, PlaceHold | VoidHold | ExtendHold | ReadHold):
+            return self._hold(state, command)
         if isinstance(command, GiveSlot):
             return self._give(state, command)
         if not state.has_slot_of(command.wallet_id):
             return frames.Moved(state.slots.shard_of(command.wallet_id))
         if isinstance(command, ReadWallet):
-            if owned_wallet(state, command.merchant_id, command.wallet_id) is None:
+            if owned_wallet(state.wallets, command.merchant_id, command.wallet_id) is None:
                 return frames.WalletRefused(RejectReason.WALLET_UNKNOWN)
-            return self._found(state, command.wallet_id, changed=False)
+            return wallet_found(state, command.wallet_id, changed=False)
         return self._control(state, command)
 
     def _move(self, state: ShardState, command: MoveMoney) -> Result:
-        outcome = decide_move(state, command)
+        if command.transfer_type is _FEE:
+            self._open_fees(state, command)
+        outcome = decide_move(state, command, self.at_us)
         if type(outcome) is TransferPosted:
             apply_posted(state, outcome, self.sequence, self.at_us)
             self.decisions.append(outcome)
-            return moved(outcome, self.sequence, self.at_us, repeated=False)
-        if isinstance(outcome, Repeated):
-            if isinstance(outcome.decision, TransferReserved):
-                self._pending.append(outcome.decision.transfer_id)
-            return moved(outcome.decision, outcome.sequence, outcome.at_us, repeated=True)
-        if isinstance(outcome, KeyReused):
-            return frames.KeyReused(outcome.field)
+            return posted(outcome, self.sequence, self.at_us, repeated=False)
         if isinstance(outcome, Elsewhere):
             return frames.Moved(outcome.shard_id)
         if isinstance(outcome, ChannelFull):
             return frames.ChannelFull(outcome.peer)
-        if isinstance(outcome, TransferReserved):
-            self._send(state, outcome)
+        if isinstance(outcome, Decided):
+            return self._decided(state, outcome)
+        if isinstance(outcome, Repeated | KeyReused):
+            return self._known(outcome)
+        return self._decided(state, Decided(outcome, [outcome]))
+
+    def _known(self, outcome: Repeated | KeyReused) -> Result:
+        """
+        Tell what is known under a key that was used before.
+        """
+        if isinstance(outcome, KeyReused):
+            return frames.KeyReused(outcome.field)
+        if isinstance(outcome.decision, TransferReserved | LinkedBegun):
+            self._pending.append(outcome.decision.transfer_id)
+        return moved(outcome.decision, outcome.sequence, outcome.at_us, repeated=True)
+
+    def _decided(self, state: ShardState, decided: Decided) -> Result:
+        """
+        Take in what belongs together, and tell what the caller is told of it.
+        """
+        self._record_all(state, decided.decisions)
+        outcome = decided.outcome
+        if isinstance(outcome, TransferReserved | LinkedBegun):
             self._pending.append(outcome.transfer_id)
-        else:
-            self._record(state, outcome)
         return moved(outcome, self.sequence, self.at_us, repeated=False)
+
+    def _hold(
+        self, state: ShardState, command: PlaceHold | VoidHold | ExtendHold | ReadHold
+    ) -> Result:
+        match command:
+            case PlaceHold():
+                outcome = decide_place(state, command, self.at_us)
+            case VoidHold():
+                outcome = decide_void(state, command, self.at_us)
+            case ExtendHold():
+                outcome = decide_extend(state, command, self.at_us)
+            case ReadHold():
+                return hold_found(state, command)
+        if isinstance(outcome, Elsewhere):
+            return frames.Moved(outcome.shard_id)
+        if isinstance(outcome, KeyReused):
+            return frames.KeyReused(outcome.field)
+        if isinstance(outcome, Repeated):
+            known = (outcome.decision, outcome.sequence, outcome.at_us)
+            return told_hold(state, known, repeated=True)
+        self._record_all(state, outcome.decisions)
+        known = (outcome.outcome, self.sequence, self.at_us)
+        return told_hold(state, known, repeated=False)
+
+    def _move_linked(self, state: ShardState, command: MoveLinked) -> Result:
+        self.command_count += weight_of(command) - 1  # One is counted with the frame.
+        if state.keys.find(command.key) is None:
+            homes = homes_of(state, command.legs)
+            # One that is nowhere is asked for again, and nothing is opened for it.
+            if not any(NOWHERE in pair for pair in homes):
+                moves = moves_at_home(state.shard_id, command.merchant_id, command.legs, homes)
+                self._open_named(state, command.merchant_id, moves)
+        outcome = decide_linked(state, command, self.at_us)
+        if isinstance(outcome, NotNow):
+            if outcome.peer is not None:
+                return frames.ChannelFull(outcome.peer)
+            return frames.Moved(outcome.shard_id)
+        if isinstance(outcome, Decided):
+            return self._decided(state, outcome)
+        return self._known(outcome)
 
     def _give(self, state: ShardState, command: GiveSlot) -> Result:
         owner = state.slots.owner(command.slot)
@@ -268,51 +369,116 @@ class Batch:
             return frames.WalletRefused(decision)
         if decision is not None:
             self._record(state, decision)
-        return self._found(state, command.wallet_id, changed=decision is not None)
+        return wallet_found(state, command.wallet_id, changed=decision is not None)
 
     def _take_entry(self, state: ShardState, peer: int, entry: AnyEntry) -> None:
-        if isinstance(entry, SlotEntry):
-            currencies = list(sums_of(entry.wallets))
-            # Wherever a wallet is, there is the world in its currency: deposits rely on it.
-            for currency in dict.fromkeys(wallet.currency for wallet in entry.wallets):
-                self._open_world(state, currency)
-        else:
-            currencies = [entry.currency] if state.has_slot_of(entry.destination) else []
-        for currency in currencies:
-            self._open_due(state, peer, currency)
-        decision = decide_entry(state, peer, entry)
+        match entry:
+            case SlotEntry(wallets=wallets):
+                # Wherever a wallet is, there is the world in its currency: deposits rely on it.
+                for currency in dict.fromkeys(wallet.currency for wallet in wallets):
+                    self._open_world(state, currency)
+                for currency in sums_of(wallets):
+                    self._open_due(state, peer, currency)
+            case PrepareEntry(merchant_id=merchant_id, parts=parts):
+                moves = moves_of_parts(state.shard_id, peer, merchant_id, parts)
+                self._open_named(state, merchant_id, moves)
+            case VerdictEntry():
+                pass
+            case _:
+                if state.has_slot_of(entry.destination):
+                    self._open_due(state, peer, entry.currency)
+        decisions = decide_entry(state, peer, entry, self.at_us)
+        self._record_all(state, decisions)
+        if isinstance(decisions[0], SlotTaken):
+            self.taken.append((decisions[0].slot, decisions[0].generation))
+
+    # --- Answers of peers -------------------------------------------------------------------------
+
+    def _settle(self, state: ShardState, peer: int, answer: int) -> None:
+        channel = state.channels.to(peer)
+        pending = channel.outbox[channel.settled + 1]
+        decision = decide_settlement(state, peer, answer)
+        if isinstance(pending, TransferReserved):
+            known = state.keys.find(pending.key)
+            assert known is not None, "money on its way that is not remembered"
+            counts = counts_of_settlement(state, pending, decision, reserved_at_us=known[2])
+            self._record_all(state, [decision, *counts])
+            if answer >= 0 or not self._is_sent_anew(state, pending, answer, known[2]):
+                self._tell_outcome(state, pending)
+            return
         self._record(state, decision)
-        if isinstance(decision, SlotTaken):
-            self.taken.append((decision.slot, decision.generation))
+        if isinstance(pending, PrepareSent):
+            assert isinstance(decision, VoteTaken), "a vote answers it"
+            self._voted(state, pending, decision)
+        elif isinstance(pending, VerdictSent):
+            self._done(state, pending.linked_id)
 
-    def _send(self, state: ShardState, reserved: TransferReserved) -> None:
-        self._open_due(state, reserved.peer, reserved.currency)
-        self._record(state, reserved)
-        self._note_end(state, reserved.peer)
+    def _voted(self, state: ShardState, asked: PrepareSent, vote: VoteTaken) -> None:
+        linked = state.linked.get(vote.linked_id)
+        follows = decide_after_vote(state, asked, vote)
+        if not follows or linked is None:
+            return
+        self._record_all(state, follows)
+        begun = linked.begun
+        if isinstance(follows[0], LinkedRejected):
+            self._tell_linked(state, begun)
+        elif isinstance(follows[0], LinkedRecalled):
+            self._note_hint(state, wallet_lost(begun, vote.answer), vote.answer)
+            self._begin_anew(state, begun)
 
-    def _is_sent_anew(self, state: ShardState, pending: TransferReserved, answer: int) -> bool:
+    def _begin_anew(self, state: ShardState, begun: LinkedBegun) -> None:
+        """
+        Decide in the same record what takes the place of an attempt that was called back.
+        """
+        homes = homes_anew(state, begun)
+        moves = moves_at_home(state.shard_id, begun.merchant_id, begun.legs, homes)
+        self._open_named(state, begun.merchant_id, moves)
+        anew = decide_linked_anew(state, begun, homes, self.at_us)
+        self._record_all(state, anew.decisions)
+        if not isinstance(anew.outcome, LinkedBegun):
+            self._tell_linked(state, begun)
+
+    def _done(self, state: ShardState, linked_id: bytes) -> None:
+        done = decide_done(state, linked_id)
+        if done is not None:
+            begun = state.linked[linked_id].begun
+            self._record(state, done)
+            self._tell_linked(state, begun)
+
+    def _is_sent_anew(
+        self, state: ShardState, pending: TransferReserved, answer: int, reserved_at_us: int
+    ) -> bool:
         """
         Decide in the same record what becomes of a transfer that was called back, and say whether
         it is on its way again.
         """
-        slot, answered = slot_of(pending.destination), shard_answered(answer)
+        self._note_hint(state, pending.destination, answer)
+        anew = decide_anew(state, pending, answer, reserved_at_us=reserved_at_us, at_us=self.at_us)
+        self._record_all(state, anew.decisions)
+        return isinstance(anew.outcome, TransferReserved)
+
+    def _note_hint(self, state: ShardState, wallet_id: str, answer: int) -> None:
+        """
+        Take in where a peer said that the slot of *wallet_id* is.
+        """
+        slot, answered = slot_of(wallet_id), shard_answered(answer)
         if answered == state.shard_id:
             state.hints.pop(slot, None)
         else:
             state.hints[slot] = answered
-        anew = decide_anew(state, pending, answer)
-        if isinstance(anew, TransferReserved):
-            self._send(state, anew)
-            return True
-        self._record(state, anew)
-        return False
 
     def _tell_outcome(self, state: ShardState, pending: TransferReserved) -> None:
         """
         Tell those who wait for it what became of *pending*.
         """
-        for deliver in self._watch.take(pending.transfer_id):
-            remembered = state.keys.find(pending.key)
+        self._tell(state, pending.transfer_id, pending.key)
+
+    def _tell_linked(self, state: ShardState, begun: LinkedBegun) -> None:
+        self._tell(state, begun.transfer_id, begun.key)
+
+    def _tell(self, state: ShardState, transfer_id: bytes, key: bytes) -> None:
+        for deliver in self._watch.take(transfer_id):
+            remembered = state.keys.find(key)
             assert remembered is not None, "an outcome that is not remembered"
             result = moved(*remembered, repeated=False)
             assert not isinstance(result, frames.Pending), "it is on its way still"
@@ -337,40 +503,25 @@ class Batch:
         channel = state.channels.to(peer)
         self.ends[peer] = (channel.head, channel.settled)
 
+    def _open_fees(self, state: ShardState, command: MoveMoney) -> None:
+        if command.source in state.wallets:
+            fees = fees_wallet_id(state.shard_id, command.merchant_id, command.currency)
+            move = Move(
+                0, command.transfer_type, command.source, fees, command.currency, command.amount
+            )
+            self._open_named(state, command.merchant_id, [move])
+
+    def _open_named(self, state: ShardState, merchant_id: str, moves: list[Move]) -> None:
+        self._record_all(state, wallets_to_open(state, merchant_id, moves))
+
+    def _record_all(self, state: ShardState, decisions: Iterable[Decision]) -> None:
+        for decision in decisions:
+            if isinstance(decision, TransferReserved):
+                self._open_due(state, decision.peer, decision.currency)
+            self._record(state, decision)
+            if isinstance(decision, TransferReserved | PrepareSent | VerdictSent):
+                self._note_end(state, decision.peer)
+
     def _record(self, state: ShardState, decision: Decision) -> None:
         apply(state, decision, self.sequence, self.at_us)
         self.decisions.append(decision)
-
-    def _found(self, state: ShardState, wallet_id: str, *, changed: bool) -> frames.WalletFound:
-        wallet = state.wallets[wallet_id]
-        return frames.WalletFound(
-            wallet_id,
-            wallet.currency,
-            wallet.status,
-            wallet.minimum,
-            wallet.posted,
-            wallet.version,
-            wallet.sequence,
-            changed,
-        )
-
-
-def moved(
-    decision: TransferDecision, sequence: int, at_us: int, *, repeated: bool
-) -> frames.Posted | frames.Rejected | frames.Pending:
-    """
-    Tell what *decision* did, with the balance of the wallet the caller owns.
-    """
-    if isinstance(decision, TransferPosted):
-        deposit = decision.transfer_type == _DEPOSIT
-        return frames.Posted(
-            decision.transfer_id,
-            sequence,
-            at_us,
-            decision.destination_balance if deposit else decision.source_balance,
-            decision.destination_version if deposit else decision.source_version,
-            repeated,
-        )
-    if isinstance(decision, TransferReserved):
-        return frames.Pending(decision.transfer_id, sequence, at_us, repeated)
-    return frames.Rejected(decision.transfer_id, sequence, at_us, decision.reason, repeated)

@@ -10,7 +10,8 @@ Rule 2: what comes twice is answered again and does nothing, what comes too earl
         connection, and the next greeting starts from what both sides have.
 Rule 3: two ends that contradict each other are `ChannelBroken`: who finds it says `Broken`, and
         both shards halt.
-Rule 4: at most so many entries are sent and not answered, and a slot is the last of its frame.
+Rule 4: at most so many entries are sent and not answered, and one that is large, a slot or many
+        legs, is the last of its frame.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from processor.core.channel import (
     ChannelBroken,
     InChannel,
     OutChannel,
+    PrepareEntry,
     SlotEntry,
     entry_sent,
     next_link,
@@ -31,6 +33,7 @@ from processor.core.channel import (
 
 ENTRIES_A_FRAME_MAX = 2_000
 ENTRIES_IN_FLIGHT_MAX = 8_000
+LEGS_A_FRAME_MAX = 2_000  # Each may have a kibibyte of metadata.
 
 
 class OutOfOrder(Exception):
@@ -190,10 +193,14 @@ class OutgoingLink:
             channel.settled + self._entries_in_flight_max,
         )
         entries: list[AnyEntry] = []
+        legs = 0
         for number in range(first, last + 1):
-            entries.append(entry_sent(channel.outbox[number]))
-            if isinstance(entries[-1], SlotEntry):
-                break  # It is large, and what comes after it waits for the next frame.
+            entry = entry_sent(channel.outbox[number])
+            entries.append(entry)
+            if isinstance(entry, PrepareEntry):
+                legs += len(entry.parts)
+            if isinstance(entry, SlotEntry) or legs >= LEGS_A_FRAME_MAX:
+                break  # What comes after it waits for the next frame.
         if not entries:
             return None
         self._sent = entries[-1].number

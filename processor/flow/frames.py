@@ -21,6 +21,8 @@ import struct
 import msgspec
 
 from processor.core.commands import Command
+from processor.core.hold import Hold
+from processor.core.limits import Limits, Usage
 
 FRAME_BYTES_MAX = 32 * 1024 * 1024
 FRAME_COMMANDS_MAX = 10_000
@@ -44,6 +46,17 @@ class RequestFrame(msgspec.Struct, array_like=True, frozen=True, gc=False):
     commands: list[Command]
 
 
+class FilledIn(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    What the ledger has filled in of a movement that left something open.
+    """
+
+    source: str
+    destination: str
+    currency: str
+    amount: int
+
+
 class Posted(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
     """
     The money moved. `balance` and `version` are those of the caller's own wallet after it.
@@ -55,6 +68,7 @@ class Posted(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
     balance: int
     version: int
     repeated: bool
+    filled_in: FilledIn | None = None
 
 
 class Rejected(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
@@ -67,6 +81,8 @@ class Rejected(msgspec.Struct, array_like=True, tag=2, frozen=True, gc=False):
     at_us: int
     reason: int
     repeated: bool
+    short_by: int = 0
+    filled_in: FilledIn | None = None
 
 
 class KeyReused(msgspec.Struct, array_like=True, tag=3, frozen=True, gc=False):
@@ -90,11 +106,15 @@ class WalletFound(msgspec.Struct, array_like=True, tag=4, frozen=True, gc=False)
     version: int
     sequence: int
     changed: bool
+    available: int
+    held: int
+    limits: Limits | None = None
+    usage: Usage | None = None
 
 
 class WalletRefused(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
     """
-    A wallet command changed nothing; not recorded.
+    A command on a wallet, or a look at a hold, changed nothing; not recorded.
     """
 
     reason: int
@@ -110,6 +130,7 @@ class Pending(msgspec.Struct, array_like=True, tag=6, frozen=True, gc=False):
     sequence: int
     at_us: int
     repeated: bool
+    filled_in: FilledIn | None = None
 
 
 class Moved(msgspec.Struct, array_like=True, tag=7, frozen=True, gc=False):
@@ -149,6 +170,59 @@ class SlotKept(msgspec.Struct, array_like=True, tag=10, frozen=True, gc=False):
     why: str
 
 
+class HoldFound(msgspec.Struct, array_like=True, tag=11, frozen=True, gc=False):
+    """
+    A hold as it is now, with the balances of its wallet. `sequence` and `at_us` are those of the
+    record that did what was asked, `transfer_id` what did it: for a look, the hold's own.
+    """
+
+    hold: Hold
+    transfer_id: bytes
+    sequence: int
+    at_us: int
+    repeated: bool
+    posted: int
+    available: int
+    held: int
+    version: int
+
+
+class LegSource(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """
+    The wallet that leg number `leg` has debited, after it.
+    """
+
+    leg: int
+    balance: int
+    version: int
+
+
+class LinkedMoved(msgspec.Struct, array_like=True, tag=12, frozen=True, gc=False):
+    """
+    The money moved along all legs, everywhere. `sources` are those at the shard that decided.
+    """
+
+    transfer_id: bytes
+    sequence: int
+    at_us: int
+    repeated: bool
+    sources: list[LegSource]
+
+
+class LinkedRefused(msgspec.Struct, array_like=True, tag=13, frozen=True, gc=False):
+    """
+    No leg moved, because leg number `leg` fails; the refusal is recorded under the key.
+    """
+
+    transfer_id: bytes
+    sequence: int
+    at_us: int
+    repeated: bool
+    leg: int
+    reason: int
+    short_by: int
+
+
 Result = (
     Posted
     | Rejected
@@ -160,7 +234,11 @@ Result = (
     | ChannelFull
     | SlotLeft
     | SlotKept
+    | HoldFound
+    | LinkedMoved
+    | LinkedRefused
 )
+Outcome = Posted | Rejected | LinkedMoved | LinkedRefused  # What was pending comes to one of these.
 
 
 class Answered(msgspec.Struct, array_like=True, tag=1, frozen=True, gc=False):
@@ -199,7 +277,7 @@ class Settled(msgspec.Struct, array_like=True, tag=5, frozen=True, gc=False):
     What became of transfers that were answered as pending on this connection; sent unasked.
     """
 
-    results: list[Posted | Rejected]
+    results: list[Outcome]
 
 
 Reply = Answered | Overloaded | StaleEpoch | NotServing | Settled

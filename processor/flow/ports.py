@@ -12,7 +12,8 @@ from typing import Protocol
 
 import msgspec
 
-from processor.core.decisions import PendingEntry
+from processor.core.decisions import LinkedBegun, LinkedPosted, LinkedPrepared, PendingEntry
+from processor.core.hold import Hold, RefundTotal
 from processor.core.record import Record
 from processor.core.slots import SlotMap
 from processor.core.state import Remembered
@@ -97,10 +98,34 @@ class PendingRow(msgspec.Struct, frozen=True):
     at_us: int
 
 
+class LinkedRow(msgspec.Struct, frozen=True):
+    """
+    A linked transfer that this shard decides and that is not done everywhere, with the sequence
+    and time of the record that began it, or posted it.
+    """
+
+    begun: LinkedBegun
+    posted: LinkedPosted | None
+    sequence: int
+    at_us: int
+
+
+class PreparedRow(msgspec.Struct, frozen=True):
+    """
+    Parts of a linked transfer that a peer decides, with the sequence and time of their record.
+    """
+
+    prepared: LinkedPrepared
+    sequence: int
+    at_us: int
+
+
 class ShardSnapshot(msgspec.Struct, frozen=True):
     """
     What a shard knows at the watermark besides wallets and outcomes. `pending` is in the order of
-    peers and numbers; `wallets` are those of the ledger itself and the sources of what is pending.
+    peers and numbers; `holds` are those that are open or have captures on their way; `refunds` are
+    the totals that go down again if what is on its way comes to nothing; `wallets` are those of the
+    ledger itself and all of which something is set aside or may come.
     """
 
     slots: list[SlotRow]
@@ -108,6 +133,10 @@ class ShardSnapshot(msgspec.Struct, frozen=True):
     incoming: list[InEnd]
     pending: list[PendingRow]
     wallets: list[Wallet]
+    holds: list[Hold] = []
+    linked: list[LinkedRow] = []
+    prepared: list[PreparedRow] = []
+    refunds: list[RefundTotal] = []
 
 
 class RecoveryView(Protocol):
@@ -199,6 +228,25 @@ class ShardStore(Protocol):
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
         """
         Read wallets as of the watermark or later; raises StoreUnavailable.
+        """
+        ...
+
+    async def load_holds(
+        self, hold_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Hold]:
+        """
+        Read holds that are in the tables, each once; of several rows of one the one that has
+        ended. Raises StoreUnavailable. *everywhere* is as for keys.
+        """
+        ...
+
+    async def load_refunds(
+        self, transfer_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[RefundTotal]:
+        """
+        Read how much has gone back of transfers, one total for each: that with the highest version,
+        and nothing refunded (version 0) where there is none. Raises StoreUnavailable. *everywhere*
+        is as for keys.
         """
         ...
 

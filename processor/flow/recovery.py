@@ -4,18 +4,33 @@ on top.
 
 Rule 1: which slots the shard has, only its own journal says. What the catalog says of others' is
         a hint, and what it says of this one's is nothing.
-Rule 2: what is on its way stands in the tables as it was decided, so reserved money is counted
-        anew from it and nothing that can be computed is believed.
+Rule 2: what is on its way, held or undecided stands in the tables as it was decided, so money that
+        is set aside is counted anew from it and nothing that can be computed is believed.
 Rule 3: ends that do not fit what is on its way are `TablesBroken`: the shard halts.
+Rule 4: whoever is still waited for in a linked transfer is whom it was sent to, and who has not
+        answered: what says so is still on its way.
+Rule 5: no tail asks for more than this and the wallets it touches. It changes only holds that keep
+        something or have captures on their way, or that it places or takes itself: one that has
+        ended for good never changes. It tells totals as they are; only what comes to nothing is
+        counted from what was known before, and of that the totals are here.
 """
 
 from __future__ import annotations
 
-from processor.core.decisions import TransferReserved
+from collections import defaultdict
+from collections.abc import Iterable
+
+from processor.core.apply_counts import take_hold
+from processor.core.apply_linked import begin, set_aside
+from processor.core.channel import weight_sent
+from processor.core.decisions import Decision, PrepareSent, TransferReserved, VerdictSent
+from processor.core.hold import Hold
 from processor.core.invariants import broken_channels
+from processor.core.linked import moves_begun, moves_prepared
 from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap
-from processor.core.state import ShardState
-from processor.flow.ports import PendingRow, ShardSnapshot, SlotRow
+from processor.core.state import ShardState, refunds_at_stake
+from processor.core.wallet import is_system_wallet
+from processor.flow.ports import LinkedRow, PendingRow, PreparedRow, ShardSnapshot, SlotRow
 
 
 class TablesBroken(ValueError):
@@ -35,11 +50,18 @@ def restore(shard_id: int, slot_map: SlotMap, snapshot: ShardSnapshot) -> ShardS
     state.has_granted = bool(snapshot.slots)
     state.has_taken = any(row.taken_from is not None for row in snapshot.slots)
     for wallet in snapshot.wallets:
-        wallet.reserved = 0
+        wallet.reserved = wallet.held = wallet.holds_open = wallet.incoming = 0
         state.load(wallet)
     _restore_channels(state, snapshot)
-    for row in snapshot.pending:
-        _put_out(state, row)
+    try:
+        for row in snapshot.pending:
+            _put_out(state, row)
+        _restore_counts(state, snapshot)
+        _restore_linked(state, snapshot)
+    except KeyError as error:
+        raise TablesBroken(f"{error}: money of it is set aside, but it has no row") from error
+    except AssertionError as error:
+        raise TablesBroken(f"the tables break a rule: {error}") from error
     broken = broken_channels(state)
     if broken:
         raise TablesBroken(f"the tables break a rule: {broken[0]}")
@@ -78,12 +100,91 @@ def _put_out(state: ShardState, row: PendingRow) -> None:
     pending = row.decision
     channel = state.channels.to(pending.peer)
     channel.outbox[pending.number] = pending
+    channel.weight += weight_sent(pending)
     if not isinstance(pending, TransferReserved):
         return
-    wallet = state.wallets.get(pending.source)
-    if wallet is None:
-        raise TablesBroken(f"{pending.source}: money of it is on its way, but it has no row")
     reserved = channel.reserved
     reserved[pending.currency] = reserved.get(pending.currency, 0) + pending.amount
-    wallet.reserved += pending.amount
+    state.wallets[pending.source].reserved += pending.amount
     state.keys.remember(pending, row.sequence, row.at_us)
+
+
+def _restore_counts(state: ShardState, snapshot: ShardSnapshot) -> None:
+    for hold in snapshot.holds:
+        take_hold(state, hold, 0)
+    for total in snapshot.refunds:
+        state.load_refund(total)
+
+
+def _restore_linked(state: ShardState, snapshot: ShardSnapshot) -> None:
+    asked, told = _waited_for(state)
+    for row in snapshot.linked:
+        begun = row.begun
+        linked = begin(state, begun, row.sequence, row.at_us)
+        linked.posted = row.posted
+        if row.posted is None:
+            linked.waiting = asked[begun.transfer_id, begun.attempt]
+            set_aside(state, moves_begun(state.shard_id, begun), 0)
+        else:
+            linked.waiting = told[begun.transfer_id]
+        assert linked.waiting, f"linked transfer {begun.transfer_id.hex()} waits for nobody"
+        state.keys.remember(begun, row.sequence, row.at_us)
+    for one in snapshot.prepared:
+        state.prepared[one.prepared.linked_id] = (one.prepared, one.sequence, one.at_us)
+        set_aside(state, moves_prepared(state.shard_id, one.prepared), 0)
+
+
+def _waited_for(
+    state: ShardState,
+) -> tuple[dict[tuple[bytes, int], set[int]], dict[bytes, set[int]]]:
+    """
+    Tell of linked transfers which peers are asked to prepare an attempt, and which are told that it
+    is posted. That an earlier attempt moves nothing may be on its way, too.
+    """
+    asked: dict[tuple[bytes, int], set[int]] = defaultdict(set)
+    told: dict[bytes, set[int]] = defaultdict(set)
+    for peer, channel in state.channels.outgoing.items():
+        for sent in channel.outbox.values():
+            if isinstance(sent, PrepareSent):
+                asked[sent.linked_id, sent.attempt].add(peer)
+            elif isinstance(sent, VerdictSent) and sent.is_posted:
+                told[sent.linked_id].add(peer)
+    return asked, told
+
+
+# --- What has to be in memory --------------------------------------------------------------------
+
+
+def wallets_relied_on(
+    shard_id: int,
+    pending: Iterable[PendingRow],
+    holds: Iterable[Hold],
+    linked: Iterable[LinkedRow],
+    prepared: Iterable[PreparedRow],
+) -> set[str]:
+    """
+    Name the customers' wallets of which something is set aside, or which something may come to.
+    """
+    transfers = [row.decision for row in pending if isinstance(row.decision, TransferReserved)]
+    moves = [move for row in prepared for move in moves_prepared(shard_id, row.prepared)]
+    for row in linked:
+        if row.posted is None:
+            moves += moves_begun(shard_id, row.begun)
+    named = {
+        *(transfer.source for transfer in transfers),
+        *(hold.wallet_id for hold in holds),
+        *(name for move in moves for name in (move.source, move.destination)),
+    }
+    return {name for name in named if not is_system_wallet(name)}
+
+
+def refunds_relied_on(
+    pending: Iterable[PendingRow], linked: Iterable[LinkedRow], prepared: Iterable[PreparedRow]
+) -> set[bytes]:
+    """
+    Name the transfers whose totals go down again if something comes to nothing.
+    """
+    undecided: list[Decision] = [row.decision for row in pending]
+    undecided += [row.begun for row in linked if row.posted is None]
+    undecided += [row.prepared for row in prepared]
+    return refunds_at_stake(undecided)

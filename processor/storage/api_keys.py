@@ -9,6 +9,7 @@ Rule 1: the text is shown once, when the key is made. Only the SHA-256 of the se
         a slow hash would guard nothing here, where secrets cannot be guessed.
 Rule 2: `parse_key` needs no database, so garbage costs no query. The hashes are compared in
         constant time, by `same_secret`.
+Rule 3: a merchant's id is short and plain: the ids of the merchant's wallets of fees contain it.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ CHECKSUM_DIGITS = 6
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _DIGIT = "[0-9A-Za-z]"
+_MERCHANT_ID = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{0,31}")
 _KEY = re.compile(
     f"({PREFIX}({_DIGIT}{{{KEY_ID_DIGITS}}})_({_DIGIT}{{{SECRET_DIGITS}}}))"
     f"({_DIGIT}{{{CHECKSUM_DIGITS}}})"
@@ -72,6 +74,16 @@ class ApiKey(msgspec.Struct, frozen=True):
     revoked_at: datetime | None
 
 
+class MerchantIdUnfit(Exception):
+    """
+    A merchant cannot be called that; the text says what the id of one is.
+    """
+
+    def __init__(self, merchant_id: str) -> None:
+        words = "1 to 32 of A-Z a-z 0-9 . _ - and begins with a letter or a digit"
+        super().__init__(f"A merchant's id is {words}; {merchant_id!r} is not.")
+
+
 class MerchantUnknown(Exception):
     """
     A key was wanted for a merchant that does not exist.
@@ -99,7 +111,13 @@ def same_secret(key: ApiKey, secret_hash: bytes) -> bool:
 async def create_merchant(conn: Connection, merchant_id: str, name: str) -> bool:
     """
     Create a merchant; False when the id is taken, and then nothing changes.
+
+    Raises MerchantIdUnfit, but not for one that there is: ids had no bounds once.
     """
+    if _MERCHANT_ID.fullmatch(merchant_id) is None:
+        if await conn.fetchval("SELECT true FROM merchants WHERE merchant_id = $1", merchant_id):
+            return False
+        raise MerchantIdUnfit(merchant_id)
     created = await conn.fetchval(
         "INSERT INTO merchants (merchant_id, name) VALUES ($1, $2)"
         " ON CONFLICT DO NOTHING RETURNING true",

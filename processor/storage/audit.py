@@ -20,7 +20,9 @@ CHUNK_TRANSFERS = 5_000
 _SHARDS_OF_CHANNELS = """
     SELECT shard_id FROM slots UNION SELECT shard_id FROM channels_out
     UNION SELECT shard_id FROM channels_in UNION SELECT shard_id FROM channel_answers
-    UNION SELECT shard_id FROM pending_entries UNION SELECT shard_id FROM carried_outcomes
+    UNION SELECT shard_id FROM pending_entries UNION SELECT shard_id FROM outcomes
+    UNION SELECT shard_id FROM holds UNION SELECT shard_id FROM refunds
+    UNION SELECT shard_id FROM linked_begun UNION SELECT shard_id FROM linked_prepared
 """
 
 Fact = str | int | None
@@ -50,6 +52,19 @@ class CurrencyBooks(msgspec.Struct, frozen=True):
     due: int = 0
 
 
+class Counted(msgspec.Struct, frozen=True):
+    """
+    What was recomputed besides balances: holds that were placed, and those that are open,
+    transfers of which something went back, wallets with limits, linked transfers that are posted.
+    """
+
+    holds: int = 0
+    holds_open: int = 0
+    refunded: int = 0
+    limited_wallets: int = 0
+    linked: int = 0
+
+
 class ShardHead(msgspec.Struct, frozen=True):
     """
     How far a shard's journal and its tables are. `chain` (hex) stands for all that is before it:
@@ -66,7 +81,8 @@ class Verdict(msgspec.Struct, frozen=True):
     """
     What the audit found; `balanced` when there is no difference at all.
 
-    A transfer between shards counts where its source is: `pending` until it is settled there.
+    A transfer between shards counts where its source is: `pending` until it is settled there. The
+    legs of a linked transfer count where it is decided.
     """
 
     balanced: bool
@@ -79,6 +95,7 @@ class Verdict(msgspec.Struct, frozen=True):
     currencies: dict[str, CurrencyBooks]
     projected: list[ShardHead]
     differences: list[Difference]
+    counted: Counted = Counted()
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -138,14 +155,26 @@ class AuditedDatabase:
 
 class JournalEnd:
     """
-    What is kept of a shard whose journal is sound: how far it was read, and its ends there.
+    What is kept of a shard whose journal is sound: how far it was read, its ends there, and the
+    totals of refunds that came from other shards or went to them.
     """
 
     def __init__(self, database: AuditedDatabase, books: ShardBooks) -> None:
         self.database = database
         self.sequence = books.sequence
+        self.was_read_on = False  # Behind the snapshot, where only its ends were taken in.
         self.ends = books.ends
+        self.refunds_left = books.refunds.left
+        self.refunds_brought = books.refunds.brought
         self.has_customers = any(wallet_id[0] != "$" for wallet_id in books.wallets)
+
+    def names_undecided(self) -> list[tuple[bytes, bytes]]:
+        """
+        List the ids and keys of what has no outcome yet.
+        """
+        sent = [(decision[2], decision[3]) for decision in self.ends.pending_transfers()]
+        begun = [linked.begun for linked in self.ends.linked.open.values()]
+        return sent + [(decision[1], decision[2]) for decision in begun]
 
 
 class Audit:
@@ -169,6 +198,7 @@ class Audit:
         self.rejected_count = 0
         self.pending_count = 0
         self.wallet_count = 0
+        self.counted = Counted()
         self.sums: dict[str, tuple[int, int, int]] = {}
 
     def differs(
@@ -210,6 +240,14 @@ class Audit:
         self.rejected_count += books.rejected_count
         self.pending_count += len(books.ends.pending_transfers())
         self.wallet_count += len(books.wallets)
+        counted = self.counted
+        self.counted = Counted(
+            counted.holds + books.holds.placed_count,
+            counted.holds_open + books.holds.open_count(),
+            counted.refunded + len(books.refunds.rows),
+            counted.limited_wallets + books.limited_count(),
+            counted.linked + books.linked_count,
+        )
         for currency, (customers, world, due) in books.sums().items():
             before = self.sums.get(currency, (0, 0, 0))
             self.sums[currency] = (before[0] + customers, before[1] + world, before[2] + due)
@@ -229,6 +267,7 @@ class Audit:
             currencies={code: CurrencyBooks(*sums) for code, sums in sorted(self.sums.items())},
             projected=sorted(self.projected, key=lambda shard: shard.shard_id),
             differences=list(self.differences.values()),
+            counted=self.counted,
         )
 
 

@@ -1,5 +1,5 @@
 """
-The keys in every database of the cluster, as the owner of one shard reads them.
+The keys, holds and refunds in every database of the cluster, as the owner of one shard reads them.
 
 Rule: no answer is believed that came over a connection which was not compared with the past
       (`known_past`) after it was made. What a live connection leads to is not set back: a restore
@@ -12,14 +12,17 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import TypeVar
 
 import asyncpg
 
+from processor.core.hold import Hold, RefundTotal
 from processor.core.record import Record
 from processor.core.state import Remembered
 from processor.flow.known_past import ChannelEnds, Seen, check_past
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import given_up_on
+from processor.storage.count_rows import holds_named, refunds_named
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
 from processor.storage.outcomes import key_pages, outcomes_under
 from processor.storage.recovery_view import PROJECTION
@@ -53,6 +56,7 @@ _CHAINS = """
 """
 
 Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
+T = TypeVar("T")
 
 
 class PostgresPast:
@@ -117,15 +121,32 @@ class EveryDatabase:
         """
         Read the outcomes in all of them, each once.
         """
+        found = await self._asked(lambda session: outcomes_under(session, keys, None))
+        # A carried outcome is the one of the row that its first shard has.
+        return list({outcome[0].key: outcome for outcome in found}.values())
+
+    async def holds_named(self, hold_ids: list[bytes]) -> list[Hold]:
+        """
+        Read the rows of holds in all of them.
+        """
+        return await self._asked(lambda session: holds_named(session, hold_ids, None))
+
+    async def refunds_named(self, transfer_ids: list[bytes]) -> list[RefundTotal]:
+        """
+        Read the rows of totals in all of them.
+        """
+        return await self._asked(lambda session: refunds_named(session, transfer_ids, None))
+
+    async def _asked(self, ask: Callable[[Session], Awaitable[list[T]]]) -> list[T]:
+        """
+        Ask all of them, and believe only what came over connections that were compared.
+        """
         if self._compared != self._connections():
             await self._compare()
-        sessions = [self._own, *self._others]
-        found = await asyncio.gather(*(outcomes_under(one, keys, None) for one in sessions))
+        answers = await asyncio.gather(*(ask(one) for one in (self._own, *self._others)))
         if self._compared != self._connections():
             raise StoreUnavailable("a connection was made anew while it was asked")
-        # A carried outcome is the one of the row that its first shard has.
-        by_key = {outcome[0].key: outcome for outcomes in found for outcome in outcomes}
-        return list(by_key.values())
+        return [found for answer in answers for found in answer]
 
     async def _compare(self) -> None:
         compared = [await session.reached() for session in self._others]

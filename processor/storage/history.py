@@ -1,10 +1,9 @@
 """
 What the tables of all databases tell together: wallets, entries, transfers, how far they are.
 
-Rule 1: a wallet's entries are its transfers in the order of its own versions, from both sides
-        and from every shard it has been at. Pages go by version, never by offset, so they are
-        stable while entries are added. Versions are dense; a page that a version is missing
-        from says so (`is_whole`), and is not to be shown.
+Rule 1: a wallet's past is read by spans of its versions (see `entries`), never by offset, so
+        that pages are stable while entries are added. From a history that a version is missing
+        from nothing is told: the answer is None.
 Rule 2: a transfer that is durable is found, projected or not (see `transfer_search`).
 Rule 3: system wallets are the ledger's own; they do not leave this floor by name.
 Rule 4: a wallet that moves may have a row at both shards for a moment: the one with the higher
@@ -16,54 +15,35 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
 from typing import TypeAlias, TypeVar
 
 import asyncpg
 import msgspec
 
-from processor.core.wallet import is_system_wallet
+from processor.core.limits import Limits, Usage
 from processor.flow.ports import StoreUnavailable
-from processor.storage import transfer_search
-from processor.storage.connection import create_pool
+from processor.storage import entries, transfer_found, transfer_search
+from processor.storage.connection import Connection, create_pool
+from processor.storage.entries import NOTHING_YET, EntryFilter, EntryRow, PastBalance, Rows, Span
+from processor.storage.hold_listing import HOLDS_OF_WALLET, ListedHold, each_once
 from processor.storage.recovery_view import PROJECTION
 from processor.storage.session import STORE_ERRORS
-from processor.storage.transfer_search import TransferFound
+from processor.storage.transfer_found import TransferFound
+from processor.storage.wallet_rows import limits_from_row, usage_from_row
 
-_ALL_VERSIONS = 2**63 - 1
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _OWNERS = "SELECT wallet_id, merchant_id FROM wallets WHERE wallet_id = ANY($1)"
-
-_ENTRY_COLUMNS = """
-    transfer_id, type, amount, currency, reference, metadata, shard_id, sequence,
-    (extract(epoch FROM at) * 1000000)::bigint AS at_us
-"""
-
-_ENTRIES = """
-    SELECT * FROM (
-        (SELECT source_version AS version, true AS is_debit, source_balance AS balance,
-                coalesce(counterparty, destination) AS counterparty, {columns}
-           FROM transfers
-          WHERE source = $1 AND source_version > $2 AND source_version < $3
-          ORDER BY source_version {order} LIMIT $4)
-        UNION ALL
-        (SELECT destination_version, false, destination_balance,
-                coalesce(counterparty, source), {columns}
-           FROM transfers
-          WHERE destination = $1 AND destination_version > $2 AND destination_version < $3
-          ORDER BY destination_version {order} LIMIT $4)
-    ) AS both_sides
-    ORDER BY version {order} LIMIT $4
-"""
-_ENTRIES_OLDEST_FIRST = _ENTRIES.format(columns=_ENTRY_COLUMNS, order="ASC")
-_ENTRIES_NEWEST_FIRST = _ENTRIES.format(columns=_ENTRY_COLUMNS, order="DESC")
 
 _WALLETS = """
     SELECT DISTINCT ON (wallets.wallet_id)
            wallets.wallet_id, wallets.merchant_id, wallets.currency, wallets.status,
            wallets.minimum, wallets.posted, wallets.version, wallets.shard_id,
-           coalesce(watermark.sequence, 0) AS sequence, wallets.opened_at
+           coalesce(watermark.sequence, 0) AS sequence, wallets.limits, wallets.usage,
+           wallets.opened_at
       FROM wallets
       LEFT JOIN watermark ON watermark.shard_id = wallets.shard_id AND projection = $1
      WHERE {which}
@@ -71,6 +51,11 @@ _WALLETS = """
 """
 _WALLET = _WALLETS.format(which="wallet_id = $2", limit="1")
 _WALLET_PAGE = _WALLETS.format(which="merchant_id = $2 AND wallet_id > $3", limit="$4")
+
+# A merchant's fees are in wallets of its own, but of the ledger's making: their ids begin with a $.
+_BEHIND_SYSTEM_WALLETS = "%"
+
+_AS_OF = "SELECT at_us FROM journal WHERE shard_id = $1 AND sequence = $2"
 
 _WATERMARKS = "SELECT shard_id, sequence FROM watermark WHERE projection = $1"
 
@@ -99,26 +84,8 @@ class WalletRow(msgspec.Struct, frozen=True, gc=False):
     version: int
     shard_id: int
     sequence: int
-
-
-class EntryRow(msgspec.Struct, frozen=True, gc=False):
-    """
-    One entry of one wallet; `counterparty` is None for money from or to outside.
-    """
-
-    version: int
-    is_debit: bool
-    balance: int
-    counterparty: str | None
-    transfer_id: bytes
-    transfer_type: int
-    amount: int
-    currency: str
-    reference: str | None
-    metadata: str | None
-    shard_id: int
-    sequence: int
-    at_us: int
+    limits: Limits | None = None
+    usage: Usage | None = None
 
 
 class ShardProgress(msgspec.Struct, frozen=True, gc=False):
@@ -154,7 +121,6 @@ class TransferSearch(msgspec.Struct, frozen=True):
 
 
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
-Rows: TypeAlias = "Sequence[asyncpg.Record]"
 T = TypeVar("T")
 
 
@@ -207,43 +173,116 @@ class History:
         """
         Read a merchant's wallets in the order of their ids, from behind *after* on.
         """
+        after = max(after, _BEHIND_SYSTEM_WALLETS)
         pages = await self._fetch_all(_WALLET_PAGE, PROJECTION, merchant_id, after, limit)
         return list(islice(_latest(pages), limit))
 
-    async def entries_after(self, wallet_id: str, version: int, limit: int) -> list[EntryRow]:
+    async def holds_of(
+        self, merchant_id: str, wallet_id: str, *, status: int | None, after: bytes, limit: int
+    ) -> list[ListedHold]:
         """
-        Read the entries above *version*, oldest first.
+        Read a wallet's holds, of one status or all, from behind *after* on, the oldest first.
         """
-        pages = await self._fetch_all(
-            _ENTRIES_OLDEST_FIRST, wallet_id, version, _ALL_VERSIONS, limit
-        )
-        entries = [_entry(row) for rows in pages for row in rows]
-        return sorted(entries, key=lambda entry: entry.version)[:limit]
+        pages = await self._fetch_all(HOLDS_OF_WALLET, wallet_id, merchant_id, after, status, limit)
+        return list(islice(each_once(pages), limit))
 
-    async def entries_before(
-        self, wallet_id: str, version: int | None, limit: int
-    ) -> list[EntryRow]:
+    async def last_version(self, wallet_id: str) -> int:
         """
-        Read the entries below *version*, or the last ones, newest first.
+        Read how many entries of a wallet the tables have, also while it has no row in them.
         """
-        below = _ALL_VERSIONS if version is None else min(version, _ALL_VERSIONS)
-        pages = await self._fetch_all(_ENTRIES_NEWEST_FIRST, wallet_id, 0, below, limit)
-        entries = [_entry(row) for rows in pages for row in rows]
-        return sorted(entries, key=lambda entry: -entry.version)[:limit]
+        pages = await self._fetch_all(entries.LAST_VERSION, wallet_id)
+        return max((rows[0][0] or 0 for rows in pages), default=0)
+
+    async def entries(self, wallet_id: str, span: Span) -> list[EntryRow] | None:
+        """
+        Read the entries of *span*, oldest first; None when one of them is missing.
+        """
+        if not span.size:
+            return []
+        bounds = (span.first, span.last, span.size)
+        rows = entries.in_order(await self._fetch_all(entries.ENTRIES, wallet_id, *bounds))
+        return rows if entries.is_whole(rows, span) else None
+
+    async def entries_chosen(
+        self, wallet_id: str, span: Span, only: EntryFilter, *, limit: int, newest_first: bool
+    ) -> list[EntryRow] | None:
+        """
+        Read the first entries of *span*, or its last, that *only* lets pass, up to *limit*; None
+        when an entry of the span is missing, whether it would pass or not.
+        """
+        if not span.size:
+            return []
+        sql = entries.CHOSEN_NEWEST_FIRST if newest_first else entries.CHOSEN_OLDEST_FIRST
+        wanted = (only.transfer_type, only.reference, limit)
+        pages = await self._fetch_all(sql, wallet_id, span.first, span.last, *wanted)
+        if not entries.looked_at_whole(pages, span):
+            return None
+        rows = sorted(entries.chosen(pages), key=lambda entry: entry.version, reverse=newest_first)
+        return rows[:limit]
+
+    async def balance_of_version(self, wallet_id: str, version: int) -> PastBalance | None:
+        """
+        Read what a wallet had behind the entry *version*; None when that is not in the tables.
+        """
+        if version == 0:
+            return NOTHING_YET
+        rows = await self.entries(wallet_id, Span(version, version))
+        return None if rows is None else _behind(rows[0])
+
+    async def balance_at(self, wallet_id: str, at_us: int, *, known: int) -> PastBalance | None:
+        """
+        Read what a wallet had at an instant: behind its last entry that is not later. *known* is
+        its version as the tables have it; None when the entry that comes next is missing.
+
+        Clocks of two shards may differ: an instant at which a wallet moved is as exact as they.
+        """
+        last = NOTHING_YET
+        while True:
+            version = await self._version_at(wallet_id, at_us, last.version)
+            span = Span(max(1, version), max(version, min(version + 1, known)))
+            rows = await self.entries(wallet_id, span)
+            if rows is None:
+                return None
+            if version:
+                last = _behind(rows[0])
+            if not rows or rows[-1].version == version or rows[-1].at_us > at_us:
+                return last
+            # It came while this was looking, or from a shard whose clock is behind.
+            last = _behind(rows[-1])
+
+    async def as_of(self, wallet: WalletRow) -> int | None:
+        """
+        Read the time of the last record that the tables of a wallet's shard have.
+        """
+        pages = await self._fetch_all(_AS_OF, wallet.shard_id, wallet.sequence)
+        return next((row[0] for rows in pages for row in rows), None)
 
     async def transfer(self, transfer_id: bytes) -> TransferSearch:
         """
         Find a transfer that is durable; nothing found means only that it is not so far.
         """
+        found, missing = await self.each(lambda conn: transfer_search.search(conn, transfer_id))
+        views = await self.owned([view for views in found for view in views])
+        return TransferSearch(transfer_found.in_order(views), missing)
+
+    async def owned(self, views: list[TransferFound]) -> list[TransferFound]:
+        """
+        Fill in whose wallets they are, as far as the tables know.
+        """
+        owners = await self._owners(transfer_found.wallets_of(views))
+        return [transfer_found.with_owners(view, owners) for view in views]
+
+    async def each(
+        self, read: Callable[[Connection], Awaitable[T]]
+    ) -> tuple[list[T], StoreUnavailable | None]:
+        """
+        Read something in every database that answers, and say why one did not, if so.
+        """
         looks = await asyncio.gather(
-            *(self._search(pool, transfer_id) for pool in self._pools), return_exceptions=True
+            *(self._read(pool, read) for pool in self._pools), return_exceptions=True
         )
         found, missing = _answers(looks)
-        views = [view for views in found for view in views]
-        owners = await self._owners(transfer_search.wallets_of(views))
-        views = [transfer_search.with_owners(view, owners) for view in views]
-        views.sort(key=lambda view: view.is_credit)
-        return TransferSearch(views, missing[0] if missing else None)
+        return found, missing[0] if missing else None
 
     async def watermarks(self) -> dict[int, int]:
         """
@@ -265,6 +304,14 @@ class History:
         shards.sort(key=lambda shard: shard.shard_id)
         return Progress(shards, len(missing))
 
+    async def _version_at(self, wallet_id: str, at_us: int, above: int) -> int:
+        """
+        Find the last version above *above* that is not later than an instant, or else *above*.
+        """
+        instant = _EPOCH + timedelta(microseconds=at_us)
+        pages = await self._fetch_all(entries.VERSION_AT, wallet_id, instant, above)
+        return max((int(rows[0][0]) for rows in pages), default=above)
+
     async def _owners(self, wallet_ids: list[str]) -> dict[str, str]:
         if not wallet_ids:
             return {}
@@ -275,10 +322,10 @@ class History:
         pages, _ = _answers(looks)
         return {row[0]: row[1] for rows in pages for row in rows}
 
-    async def _search(self, pool: Pool, transfer_id: bytes) -> list[TransferFound]:
+    async def _read(self, pool: Pool, read: Callable[[Connection], Awaitable[T]]) -> T:
         try:
             async with pool.acquire(timeout=self._timeout_s) as connection:
-                return await transfer_search.search(connection, transfer_id)
+                return await read(connection)
         except STORE_ERRORS as error:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
@@ -299,27 +346,6 @@ class History:
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
 
-def is_whole(
-    entries: Sequence[EntryRow], *, after: int | None, before: int | None, known: int, limit: int
-) -> bool:
-    """
-    Say whether a page lacks no version: between its rows, before the first or behind the last.
-
-    *known* is the wallet's version as the tables or its shard tell it. Shards are projected
-    independently, so that what a wallet did before it moved can come later than what it did
-    after.
-    """
-    versions = [entry.version for entry in entries]
-    if after is not None:
-        last = after + limit if len(versions) == limit else max(known, after, *versions)
-        return versions == list(range(after + 1, last + 1))
-    first = max(known, *versions, 0)
-    if before is not None:
-        first = min(before - 1, first)
-    last = max(0, first - limit)
-    return versions == list(range(first, last, -1))
-
-
 def _latest(pages: Iterable[Rows]) -> Iterator[WalletRow]:
     """
     Merge pages in the order of ids, and of each wallet's rows yield the latest.
@@ -327,7 +353,11 @@ def _latest(pages: Iterable[Rows]) -> Iterator[WalletRow]:
     merged = heapq.merge(*pages, key=lambda row: row["wallet_id"])
     for _, rows in groupby(merged, key=lambda row: row["wallet_id"]):
         latest = max(rows, key=lambda row: (row["version"], row["opened_at"]))
-        yield WalletRow(*latest[:-1])
+        yield msgspec.structs.replace(
+            WalletRow(*latest[:-3]),
+            limits=limits_from_row(latest["limits"]),
+            usage=usage_from_row(latest["usage"]),
+        )
 
 
 def _answers(looks: Iterable[T | BaseException]) -> tuple[list[T], list[StoreUnavailable]]:
@@ -345,8 +375,5 @@ def _answers(looks: Iterable[T | BaseException]) -> tuple[list[T], list[StoreUna
     return answers, missing
 
 
-def _entry(row: asyncpg.Record) -> EntryRow:
-    entry = EntryRow(*row)
-    if entry.counterparty is not None and is_system_wallet(entry.counterparty):
-        return msgspec.structs.replace(entry, counterparty=None)
-    return entry
+def _behind(entry: EntryRow) -> PastBalance:
+    return PastBalance(entry.version, entry.balance, entry.at_us)

@@ -1,21 +1,29 @@
 """
-The audit of keys: no two transfers under one key, in whichever database they are.
+The audit of keys: no two outcomes under one key, in whichever database they are.
 
-Of projected transfers, the unique index of their database says so. Over several databases the
-sorted keys of all are read side by side, a page of each at a time. Those that are not projected,
-or on their way, are few enough to be kept and looked up.
+A key stands in a row of `transfers`, or, with terms, of holds and of linked transfers, in one of
+`outcomes`. What went with a slot has copies in `outcomes`, which have to be the same. Within
+`transfers` the unique index of a database keeps keys apart. Over several databases the sorted keys
+of all are read side by side, a page of each at a time. Those that are not projected, or on their
+way, are few enough to be kept and looked up.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import groupby
+from operator import itemgetter
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from processor.storage.audit import CHUNK_TRANSFERS, Audit, AuditedDatabase
+from processor.storage.recomputed_layouts import POSTED, REJECTED, filled_up
+from processor.storage.recomputed_wallets import Contradiction
+
+_decode = msgspec.msgpack.Decoder().decode
 
 _UNIQUE_KEY = """
     SELECT indisunique AND indisvalid FROM pg_index
@@ -28,7 +36,31 @@ _USED_BEFORE = """
      ORDER BY transfer_id LIMIT 1
 """
 
-_KEYS = "SELECT key FROM transfers WHERE key IS NOT NULL ORDER BY key"
+_OUTCOMES_NAMED = """
+    SELECT transfer_id, key, shard_id FROM outcomes
+     WHERE transfer_id = ANY($1) OR key = ANY($2)
+     ORDER BY transfer_id
+"""
+
+# Keys of several outcomes within one database; those of movements that went with a slot have a row
+# besides, and its shard has compared it with what went.
+_OUTCOMES_TWICE = """
+    SELECT key FROM outcomes GROUP BY key HAVING count(DISTINCT outcome) > 1 ORDER BY key LIMIT 1
+"""
+_OUTCOMES_AND_ROWS = """
+    SELECT outcomes.key, outcomes.outcome, transfers.transfer_id
+      FROM outcomes JOIN transfers ON transfers.key = outcomes.key
+"""
+
+_ONE_OUTCOME = "SELECT outcome FROM outcomes WHERE key = $1 LIMIT 1"
+
+# A row of transfers stands for itself, an outcome for its content.
+_KEYS = """
+    SELECT key, '' AS content FROM transfers WHERE key IS NOT NULL
+     UNION ALL
+    SELECT key, md5(outcome) FROM outcomes
+     ORDER BY key
+"""
 
 
 # A transfer's id and key, and where the journal names it. Without a key it is one that came from
@@ -45,15 +77,24 @@ def note_once(audit: Audit, where: str, field: str, used: set[bytes], name: byte
     used.add(name)
 
 
-async def check_unused(audit: Audit, named: Sequence[Named]) -> None:
+async def check_unused(
+    audit: Audit, named: Sequence[Named], *, decided_at: int | None = None
+) -> None:
     """
-    Check that no database has a transfer under these names at its source.
+    Check that no database has an outcome under these names; copies at other shards than the one
+    where they were decided have gone there with a slot.
     """
     for start in range(0, len(named), CHUNK_TRANSFERS):
         some = named[start : start + CHUNK_TRANSFERS]
         ids, keys = [each[0] for each in some], [each[1] for each in some]
+        pairs = {(each[0], each[1]) for each in some}
         for database in audit.databases:
             name_used(audit, await database.conn.fetchrow(_USED_BEFORE, ids, keys), some)
+            for row in await database.conn.fetch(_OUTCOMES_NAMED, ids, keys):
+                is_pair = (row["transfer_id"], row["key"]) in pairs
+                is_copy = decided_at is not None and row["shard_id"] != decided_at
+                if not (is_pair and is_copy):
+                    name_used(audit, row, some)
 
 
 def name_used(audit: Audit, used: asyncpg.Record | None, named: Sequence[Named]) -> None:
@@ -77,10 +118,10 @@ async def check_pending_keys(audit: Audit) -> None:
     named: list[Named] = []
     for shard_id, journal in sorted(audit.journals.items()):
         where = f"shard {shard_id}, on its way"
-        for sent in journal.ends.pending_transfers():
-            note_once(audit, where, "transfer_id", ids, sent[2])
-            note_once(audit, where, "key", keys, sent[3])
-            named.append((sent[2], sent[3], where))
+        for transfer_id, key in journal.names_undecided():
+            note_once(audit, where, "transfer_id", ids, transfer_id)
+            note_once(audit, where, "key", keys, key)
+            named.append((transfer_id, key, where))
     if "transfers" not in audit.differences:
         await check_unused(audit, named)
 
@@ -95,6 +136,37 @@ async def check_keys(audit: Audit) -> None:
             return
     if len(audit.databases) > 1:
         await _merge_keys(audit)
+        return
+    conn = audit.databases[0].conn
+    twice = await conn.fetchval(_OUTCOMES_TWICE)
+    if twice is not None:
+        _used_twice(audit, twice)
+    cursor = await conn.cursor(_OUTCOMES_AND_ROWS)
+    while rows := await cursor.fetch(CHUNK_TRANSFERS):
+        for key, outcome, transfer_id in rows:
+            if not is_copy_of(outcome, transfer_id):
+                _used_twice(audit, key)
+
+
+def is_copy_of(outcome: bytes, transfer_id: bytes | None) -> bool:
+    """
+    Say whether an outcome may stand next to a row of `transfers` under the same key: it is of the
+    same movement, and that one is not bound to anything, so that the row has the key.
+    """
+    try:
+        decision = filled_up(_decode(outcome)[0])
+    except (Contradiction, msgspec.DecodeError, LookupError, TypeError):
+        return True  # The comparison with the journal names it.
+    if decision[0] not in (POSTED, REJECTED) or decision[-1] is not None:
+        return False
+    return transfer_id is None or decision[2] == transfer_id
+
+
+def _used_twice(audit: Audit, key: bytes) -> None:
+    audit.differs("transfers", f"key {UUID(bytes=key)}", "key", "used once", "used twice")
+
+
+Key = tuple[bytes, str]  # With what stands under it.
 
 
 class KeyStream:
@@ -105,7 +177,7 @@ class KeyStream:
     def __init__(self, database: AuditedDatabase) -> None:
         self._database = database
         self._cursor: asyncpg.cursor.Cursor[asyncpg.Record] | None = None
-        self.keys: list[bytes] = []
+        self.keys: list[Key] = []
         self.is_at_end = False
 
     async def read_on(self) -> None:
@@ -116,16 +188,20 @@ class KeyStream:
             return
         if self._cursor is None:
             self._cursor = await self._database.conn.cursor(_KEYS)
-        self.keys = [row[0] for row in await self._cursor.fetch(CHUNK_TRANSFERS)]
+        self.keys = [tuple(row) for row in await self._cursor.fetch(CHUNK_TRANSFERS)]
         self.is_at_end = not self.keys
 
-    def take(self, last: bytes) -> list[bytes]:
+    def take(self, last: bytes) -> list[Key]:
         """
-        Take the keys up to *last*.
+        Take the keys before *last*, or up to it when that is all there is.
         """
-        place = bisect_right(self.keys, last)
+        place = bisect_left(self.keys, last, key=itemgetter(0))
         taken, self.keys = self.keys[:place], self.keys[place:]
         return taken
+
+    async def outcome_under(self, key: bytes) -> bytes | None:
+        found: bytes | None = await self._database.conn.fetchval(_ONE_OUTCOME, key)
+        return found
 
 
 async def _merge_keys(audit: Audit) -> None:
@@ -133,13 +209,46 @@ async def _merge_keys(audit: Audit) -> None:
     while True:
         for stream in streams:
             await stream.read_on()
-        waiting = [stream.keys[-1] for stream in streams if stream.keys]
+        waiting = [stream.keys[-1][0] for stream in streams if stream.keys]
         if not waiting:
             return
-        # Up to here every stream is read.
+        # Before here every stream is read; the last key of a page may go on in the next one.
         last = min(waiting)
         keys = sorted(key for stream in streams for key in stream.take(last))
-        if len(set(keys)) != len(keys):
-            twice = next(key for key, after in pairwise(keys) if key == after)
-            audit.differs("transfers", f"key {UUID(bytes=twice)}", "key", "used once", "used twice")
+        keys += await _all_under(streams, last)
+        for key in await _shared(streams, keys):
+            _used_twice(audit, key)
             return
+
+
+async def _all_under(streams: list[KeyStream], key: bytes) -> list[Key]:
+    """
+    Take whatever stands under *key* in any database, over the ends of pages.
+    """
+    found: list[Key] = []
+    for stream in streams:
+        while stream.keys and stream.keys[0][0] == key:
+            found.append(stream.keys.pop(0))
+            await stream.read_on()
+    return sorted(found)
+
+
+async def _shared(streams: list[KeyStream], keys: list[Key]) -> list[bytes]:
+    """
+    Name the keys under which there is more than one outcome, without its copies.
+    """
+    names = [key for key, _ in keys]
+    if len(set(names)) == len(names):
+        return []
+    shared = []
+    for key, group in groupby(keys, key=itemgetter(0)):
+        contents = [content for _, content in group]
+        rows, copies = contents.count(""), {content for content in contents if content}
+        if rows > 1 or len(copies) > 1:
+            shared.append(key)
+        elif rows and copies:
+            found = [await stream.outcome_under(key) for stream in streams]
+            outcome = next(one for one in found if one is not None)
+            if not is_copy_of(outcome, None):
+                shared.append(key)
+    return shared

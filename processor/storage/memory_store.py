@@ -16,6 +16,11 @@ from msgspec.structs import replace
 from processor.core.apply import apply
 from processor.core.decisions import (
     Decision,
+    HoldChanged,
+    HoldPlaced,
+    LinkedBegun,
+    PrepareSent,
+    RefundCounted,
     SlotDelivered,
     SlotGiven,
     SlotsGranted,
@@ -24,8 +29,12 @@ from processor.core.decisions import (
     TransferReleased,
     TransferReserved,
     TransferSettled,
+    VerdictDelivered,
+    VerdictSent,
+    VoteTaken,
     decode_decisions,
 )
+from processor.core.hold import Hold, HoldStatus, RefundTotal
 from processor.core.record import GENESIS_CHAIN, Record
 from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap, slot_of
 from processor.core.state import Remembered, ShardState
@@ -36,14 +45,18 @@ from processor.flow.ports import (
     ChainAt,
     Fenced,
     InEnd,
+    LinkedRow,
     OutEnd,
     PendingRow,
+    PreparedRow,
     SetBack,
     ShardHalted,
     ShardSnapshot,
     SlotRow,
     StoreUnavailable,
 )
+from processor.flow.recovery import refunds_relied_on, wallets_relied_on
+from processor.storage.count_rows import each_hold_once, each_total_once
 
 
 class MemoryDatabase:
@@ -71,6 +84,8 @@ class MemoryDatabase:
         self.tables = ShardState(self.shard_id, SlotMap.undivided(NOWHERE))
         self.slots: dict[int, SlotRow] = {}
         self.pending: dict[tuple[int, int], PendingRow] = {}  # By peer and number.
+        self.holds: dict[bytes, Hold] = {}
+        self.refunds: dict[bytes, RefundTotal] = {}
 
     def project(self, records_max: int | None = None) -> int:
         """
@@ -86,8 +101,8 @@ class MemoryDatabase:
 
     def _note(self, decision: Decision, record: Record) -> None:
         """
-        Keep what a state of the core does not say in this way: rows of slots and of what is
-        on its way.
+        Keep what a state of the core does not say in this way: rows of slots, of what is on its
+        way, and of holds and refunds, which outlast their slot.
         """
         match decision:
             case SlotsGranted(first, last):
@@ -101,11 +116,33 @@ class MemoryDatabase:
                 had = self.slots[decision.slot]
                 self.slots[decision.slot] = replace(had, given_to=decision.peer)
         match decision:
-            case TransferReserved() | SlotGiven():
+            case TransferReserved() | SlotGiven() | PrepareSent() | VerdictSent():
                 row = PendingRow(decision, record.sequence, record.at_us)
                 self.pending[decision.peer, decision.number] = row
-            case TransferSettled() | TransferReleased() | TransferRecalled() | SlotDelivered():
+            case (
+                TransferSettled()
+                | TransferReleased()
+                | TransferRecalled()
+                | SlotDelivered()
+                | VoteTaken()
+                | VerdictDelivered()
+            ):
                 del self.pending[decision.peer, decision.number]
+        self._note_counts(decision)
+
+    def _note_counts(self, decision: Decision) -> None:
+        tables = self.tables
+        match decision:
+            case HoldPlaced(transfer_id=hold_id) | HoldChanged(hold_id=hold_id):
+                self.holds[hold_id] = replace(tables.holds[hold_id], sequence=0)
+            case RefundCounted(transfer_id):
+                self.refunds[transfer_id] = replace(tables.refunds[transfer_id], sequence=0)
+            case SlotGiven(holds=holds):
+                for hold in holds:
+                    del self.holds[hold.hold_id]
+            case SlotTaken(holds=holds, refunds=refunds):
+                self.holds |= {hold.hold_id: hold for hold in holds}
+                self.refunds |= {total.transfer_id: total for total in refunds}
 
     def add(self, record: Record) -> None:
         """
@@ -201,6 +238,25 @@ class MemoryShardStore:
         self._reach()
         return _copies(self._database.tables, wallet_ids)
 
+    async def load_holds(
+        self, hold_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Hold]:
+        asked = set(hold_ids)
+        return each_hold_once(
+            hold
+            for database in await self._databases_asked(everywhere=everywhere)
+            for hold in database.holds.values()
+            if hold.hold_id in asked
+        )
+
+    async def load_refunds(
+        self, transfer_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[RefundTotal]:
+        asked = list(transfer_ids)
+        databases = await self._databases_asked(everywhere=everywhere)
+        rows = (database.refunds.get(one) for database in databases for one in asked)
+        return each_total_once(asked, filter(None, rows))
+
     async def load_slot(self, slot: int) -> list[Wallet]:
         self._reach()
         names = [
@@ -227,19 +283,22 @@ class MemoryShardStore:
         """
         List the outcomes in the tables; what is still on its way has none.
         """
+        return [
+            {
+                key: remembered
+                for key, remembered in database.tables.keys.young.items()
+                if not isinstance(remembered[0], TransferReserved | LinkedBegun)
+            }
+            for database in await self._databases_asked(everywhere=everywhere)
+        ]
+
+    async def _databases_asked(self, *, everywhere: bool) -> list[MemoryDatabase]:
         databases = [self._database, *self._others] if everywhere else [self._database]
         if not all(database.available for database in databases):
             raise StoreUnavailable("a database is down")
         if everywhere:
             await check_past(self._database.shard_id, MemoryPast(self._database, self._others))
-        return [
-            {
-                key: remembered
-                for key, remembered in database.tables.keys.young.items()
-                if not isinstance(remembered[0], TransferReserved)
-            }
-            for database in databases
-        ]
+        return databases
 
     async def chain_at(self, sequence: int) -> bytes | None:
         self._reach()
@@ -346,11 +405,22 @@ class MemoryRecoveryView:
         return self._snapshot
 
     def _snapshot_of(self, database: MemoryDatabase) -> ShardSnapshot:
-        channels = database.tables.channels
+        tables, channels = database.tables, database.tables.channels
         pending = [database.pending[place] for place in sorted(database.pending)]
-        sources = {
-            row.decision.source for row in pending if isinstance(row.decision, TransferReserved)
-        }
+        holds = [
+            hold
+            for _, hold in sorted(database.holds.items())
+            if hold.status == HoldStatus.OPEN or hold.pending
+        ]
+        linked = [
+            LinkedRow(one.begun, one.posted, one.sequence, one.at_us)
+            for _, one in sorted(tables.linked.items())
+        ]
+        prepared = [
+            PreparedRow(*tables.prepared[linked_id]) for linked_id in sorted(tables.prepared)
+        ]
+        relied_on = wallets_relied_on(database.shard_id, pending, holds, linked, prepared)
+        totals = refunds_relied_on(pending, linked, prepared)
         return ShardSnapshot(
             slots=[database.slots[slot] for slot in sorted(database.slots)],
             outgoing=[
@@ -367,8 +437,12 @@ class MemoryRecoveryView:
             wallets=[
                 wallet
                 for name, wallet in self._wallets.items()
-                if is_system_wallet(name) or name in sources
+                if is_system_wallet(name) or name in relied_on
             ],
+            holds=holds,
+            linked=linked,
+            prepared=prepared,
+            refunds=[database.refunds[one] for one in sorted(totals) if one in database.refunds],
         )
 
 
@@ -473,6 +547,8 @@ def _copies(tables: ShardState, wallet_ids: Iterable[str]) -> list[Wallet]:
             minimum=wallet.minimum,
             posted=wallet.posted,
             version=wallet.version,
+            limits=wallet.limits,
+            usage=wallet.usage,
         )
         for wallet in found
         if wallet is not None

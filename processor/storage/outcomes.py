@@ -1,7 +1,9 @@
 """
-The outcomes under keys that are in the tables: rows of transfers, and what came with a slot.
+The outcomes under keys that are in the tables: rows of transfers, and `outcomes`.
 
-A row without a key is the other end of a transfer across shards: nobody asks for it here.
+Rule: what stands in `outcomes` is the decision itself, and is preferred to a row that tells it.
+A row without a key is the other end of a transfer across shards, a leg, or one of which `outcomes`
+has the decision.
 """
 
 from __future__ import annotations
@@ -31,37 +33,37 @@ PAGE_S_MAX = 60.0
 _OUTCOMES = """
     SELECT type, transfer_id, key, merchant_id, source, destination, currency, amount,
            reference, metadata, source_version, source_balance, destination_version,
-           destination_balance, reason, sequence, counterparty,
+           destination_balance, reason, sequence, counterparty, short_by,
            (extract(epoch FROM at) * 1000000)::bigint AS at_us
       FROM transfers WHERE key = ANY($1) AND ($2::int IS NULL OR shard_id = $2)
 """
 
-_CARRIED = """
-    SELECT outcome FROM carried_outcomes
+_DECIDED = """
+    SELECT outcome FROM outcomes
      WHERE key = ANY($1) AND ($2::int IS NULL OR shard_id = $2)
 """
 
 _KEYS = """
     SELECT key FROM transfers WHERE key IS NOT NULL AND ($1::int IS NULL OR shard_id = $1)
      UNION ALL
-    SELECT key FROM carried_outcomes WHERE $1::int IS NULL OR shard_id = $1
+    SELECT key FROM outcomes WHERE $1::int IS NULL OR shard_id = $1
 """
 
-_decode_carried = msgspec.msgpack.Decoder(CarriedOutcome).decode
+_decode_outcome = msgspec.msgpack.Decoder(CarriedOutcome).decode
 
 
 async def outcomes_under(
     session: Session, keys: list[bytes], shard_id: int | None
 ) -> list[Remembered]:
     """
-    Read the outcomes in one database, of one shard or of all; raises StoreUnavailable.
+    Read the outcomes in one database, of one shard or of all, each once; raises StoreUnavailable.
     """
     rows = await session.fetch(_OUTCOMES, keys, shard_id)
-    outcomes = [remembered_from_row(row) for row in rows]
-    for (carried,) in await session.fetch(_CARRIED, keys, shard_id):
-        outcome = _decode_carried(carried)
-        outcomes.append((outcome.decision, outcome.sequence, outcome.at_us))
-    return outcomes
+    by_key = {row["key"]: remembered_from_row(row) for row in rows}
+    for (decided,) in await session.fetch(_DECIDED, keys, shard_id):
+        outcome = _decode_outcome(decided)
+        by_key[outcome.decision.key] = (outcome.decision, outcome.sequence, outcome.at_us)
+    return list(by_key.values())
 
 
 async def key_pages(
@@ -111,5 +113,5 @@ def remembered_from_row(row: asyncpg.Record) -> Remembered:
             row["destination_balance"],
         )
     else:
-        decision = TransferRejected(*asked, RejectReason(row["reason"]))
+        decision = TransferRejected(*asked, RejectReason(row["reason"]), row["short_by"] or 0)
     return decision, row["sequence"], row["at_us"]

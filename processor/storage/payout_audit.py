@@ -13,6 +13,11 @@ from processor.storage.audit import CHUNK_TRANSFERS, Audit
 # The journaled numbers of refusals and their public names.
 REASON_CODES = {
     10: "wallets_identical",
+    12: "hold_unknown",
+    13: "hold_expired",
+    14: "hold_voided",
+    15: "hold_captured",
+    16: "hold_capture_pending",
     20: "source_unknown",
     30: "destination_unknown",
     40: "currency_mismatch",
@@ -21,8 +26,24 @@ REASON_CODES = {
     70: "source_frozen",
     80: "destination_closed",
     90: "destination_locked",
+    92: "capture_exceeds_hold",
+    93: "refund_total_unknown",
+    94: "refund_exceeds_paid",
+    96: "version_differs",
+    98: "available_below_condition",
     100: "insufficient_funds",
+    102: "holds_too_many",
     110: "balance_out_of_range",
+    120: "debit_count_hour_exceeded",
+    121: "debit_amount_hour_exceeded",
+    122: "debit_count_day_exceeded",
+    123: "debit_amount_day_exceeded",
+    130: "credit_count_hour_exceeded",
+    131: "credit_amount_hour_exceeded",
+    132: "credit_count_day_exceeded",
+    133: "credit_amount_day_exceeded",
+    140: "balance_max_exceeded",
+    150: "linked_deadline_passed",
 }
 
 ITEM_FIELDS = (

@@ -21,6 +21,10 @@ from configs.settings import WriteBehindSettings
 from processor.core.record import GENESIS_CHAIN, BrokenChain, check_link
 from processor.storage.connection import committed, connect, given_up_on
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
+from processor.storage.projected_change import Change
+from processor.storage.projected_channels import TAKE_PENDING
+from processor.storage.projected_linked import END_BEGUN, END_PREPARED
+from processor.storage.projected_transfers import RELATED_COLUMNS, TRANSFER_COLUMNS
 from processor.storage.projection_round import Round
 from processor.storage.recovery_view import PROJECTION
 
@@ -28,122 +32,6 @@ from processor.storage.recovery_view import PROJECTION
 # is never idle for so long by itself, and nothing of it is in doubt: the watermark tells.
 _LETS_GO = {"idle_in_transaction_session_timeout": "5s"}
 STEP_S_MAX = 30.0  # Far more than the largest round takes: the session has fallen silent.
-
-TRANSFER_COLUMNS = (
-    "transfer_id",
-    "shard_id",
-    "sequence",
-    "at",
-    "type",
-    "reason",
-    "merchant_id",
-    "key",
-    "source",
-    "source_version",
-    "source_balance",
-    "destination",
-    "destination_version",
-    "destination_balance",
-    "currency",
-    "amount",
-    "reference",
-    "metadata",
-)
-
-# A transfer across shards has one more: the wallet at the other shard.
-CROSSED_COLUMNS = (*TRANSFER_COLUMNS, "counterparty")
-
-_REMOVE_WALLETS = "DELETE FROM wallets WHERE shard_id = $1 AND wallet_id = ANY($2::text[])"
-
-_OPEN_WALLETS = """
-    INSERT INTO wallets (shard_id, wallet_id, merchant_id, currency, status, minimum, posted,
-                         version, opened_at, slot)
-    SELECT $1, * FROM unnest($2::text[], $3::text[], $4::text[], $5::smallint[], $6::bigint[],
-                             $7::bigint[], $8::bigint[], $9::timestamptz[], $10::int[])
-"""
-
-# Each names the shard: a wallet on its way between two shards of one database has a row of each.
-_MOVE_BALANCES = """
-    UPDATE wallets SET posted = moved.posted, version = moved.version
-      FROM unnest($2::text[], $3::bigint[], $4::bigint[]) AS moved (wallet_id, posted, version)
-     WHERE wallets.wallet_id = moved.wallet_id AND wallets.shard_id = $1
-"""
-
-_SET_STATUSES = """
-    UPDATE wallets SET status = changed.status
-      FROM unnest($2::text[], $3::smallint[]) AS changed (wallet_id, status)
-     WHERE wallets.wallet_id = changed.wallet_id AND wallets.shard_id = $1
-"""
-
-_SET_MINIMUMS = """
-    UPDATE wallets SET minimum = changed.minimum
-      FROM unnest($2::text[], $3::bigint[]) AS changed (wallet_id, minimum)
-     WHERE wallets.wallet_id = changed.wallet_id AND wallets.shard_id = $1
-"""
-
-_TAKE_PENDING = """
-    DELETE FROM pending_entries
-     USING unnest($2::int[], $3::bigint[]) AS settled (peer, number)
-     WHERE shard_id = $1 AND pending_entries.peer = settled.peer
-       AND pending_entries.number = settled.number
-    RETURNING decision
-"""
-
-_ADD_PENDING = """
-    INSERT INTO pending_entries (shard_id, peer, number, sequence, at_us, transfer_id, decision)
-    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::bigint[], $5::bigint[], $6::uuid[],
-                             $7::bytea[])
-"""
-
-# Both ends of a channel only ever move forward, so an end that did not move comes as zero.
-_MOVE_OUT = """
-    INSERT INTO channels_out AS own (shard_id, peer, head, chain, settled, settled_chain)
-    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::bytea[], $5::bigint[], $6::bytea[])
-    ON CONFLICT (shard_id, peer) DO UPDATE SET
-        head = greatest(own.head, excluded.head),
-        chain = CASE WHEN excluded.head > own.head THEN excluded.chain ELSE own.chain END,
-        settled = greatest(own.settled, excluded.settled),
-        settled_chain = CASE WHEN excluded.settled > own.settled
-                             THEN excluded.settled_chain ELSE own.settled_chain END
-"""
-
-_MOVE_IN = """
-    INSERT INTO channels_in (shard_id, peer, cursor, chain)
-    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::bytea[])
-    ON CONFLICT (shard_id, peer) DO UPDATE SET cursor = excluded.cursor, chain = excluded.chain
-"""
-
-_FORGET_ANSWERS = """
-    DELETE FROM channel_answers
-     USING unnest($2::int[], $3::bigint[]) AS settled (peer, number)
-     WHERE shard_id = $1 AND channel_answers.peer = settled.peer
-       AND channel_answers.number <= settled.number
-"""
-
-_ADD_ANSWERS = """
-    INSERT INTO channel_answers (shard_id, peer, number, answer)
-    SELECT $1, * FROM unnest($2::int[], $3::bigint[], $4::int[])
-"""
-
-_GIVE_SLOTS = """
-    UPDATE slots SET given_to = given.peer
-      FROM unnest($2::int[], $3::int[]) AS given (slot, peer)
-     WHERE shard_id = $1 AND slots.slot = given.slot
-"""
-
-_SET_SLOTS = """
-    INSERT INTO slots (shard_id, slot, generation, taken_from, given_to)
-    SELECT $1, * FROM unnest($2::int[], $3::int[], $4::int[], $5::int[])
-    ON CONFLICT (shard_id, slot) DO UPDATE SET generation = excluded.generation,
-        taken_from = excluded.taken_from, given_to = excluded.given_to
-"""
-
-_CARRY_OUTCOMES = """
-    INSERT INTO carried_outcomes (shard_id, key, sequence, outcome)
-    SELECT $1, * FROM unnest($2::uuid[], $3::bigint[], $4::bytea[])
-    ON CONFLICT (shard_id, key) DO UPDATE SET sequence = excluded.sequence,
-        outcome = excluded.outcome
-"""
 
 _MOVE_WATERMARK = """
     UPDATE watermark SET sequence = $4, chain = $5
@@ -155,6 +43,7 @@ _MOVE_WATERMARK = """
 _REFUSALS = (
     msgspec.DecodeError,
     ValueError,
+    LookupError,
     OverflowError,
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
@@ -271,59 +160,43 @@ class Projection:
             )
             if tag != "UPDATE 1":
                 raise WatermarkMoved(f"not at {self.watermark} any more")
-            if round_.settlements:
-                settled = await connection.fetch(
-                    _TAKE_PENDING, self.shard_id, *_columns(sorted(round_.settlements))
-                )
-                round_.take_pending(row["decision"] for row in settled)
-            if round_.transfers:
-                await connection.copy_records_to_table(
-                    "transfers", records=round_.transfers, columns=TRANSFER_COLUMNS
-                )
-            if round_.crossed:
-                await connection.copy_records_to_table(
-                    "transfers", records=round_.crossed, columns=CROSSED_COLUMNS
-                )
-            await self._write_wallets(round_)
-            await self._write_slots(round_)
-            await self._write_channels(round_)
+            await self._take_back(round_)
+            await self._copy(round_.transfers.plain, TRANSFER_COLUMNS)
+            await self._copy(round_.transfers.related, RELATED_COLUMNS)
+            for change in round_.changes():
+                await self._change(change)
 
-    async def _write_wallets(self, round_: Round) -> None:
-        # First: a wallet that left and came back has a new row.
-        left = [(wallet_id,) for wallet_id in sorted(round_.left)]
-        await self._change(_REMOVE_WALLETS, left, each=True)
-        await self._change(_OPEN_WALLETS, list(round_.opened_rows()))
-        # In key order, so that neighbours share pages and two rounds lock alike.
-        moved = sorted((name, *balance) for name, balance in round_.balances.items())
-        await self._change(_MOVE_BALANCES, moved, each=True)
-        await self._change(_SET_STATUSES, sorted(round_.statuses.items()))
-        await self._change(_SET_MINIMUMS, sorted(round_.minimums.items()))
-
-    async def _write_slots(self, round_: Round) -> None:
-        await self._change(_GIVE_SLOTS, sorted(round_.given.items()), each=True)
-        await self._change(_SET_SLOTS, [(slot, *row) for slot, row in round_.slots.items()])
-        carried = [(key, *outcome) for key, outcome in sorted(round_.carried.items())]
-        await self._change(_CARRY_OUTCOMES, carried)
-
-    async def _write_channels(self, round_: Round) -> None:
-        await self._change(_ADD_PENDING, list(round_.pending_rows()))
-        await self._change(_MOVE_OUT, list(round_.out_rows()))
-        await self._change(_MOVE_IN, [(peer, *end) for peer, end in round_.cursors.items()])
-        await self._change(_FORGET_ANSWERS, list(round_.forgotten.items()))
-        answers = [(*place, answer) for place, answer in round_.answers.items()]
-        await self._change(_ADD_ANSWERS, answers)
-
-    async def _change(
-        self, statement: str, rows: Sequence[tuple[Any, ...]], *, each: bool = False
-    ) -> None:
+    async def _take_back(self, round_: Round) -> None:
         """
-        Run *statement* over *rows*, if any; with *each* it has to find one row for each.
+        Take the rows of what ended in the round and began before it out of their tables.
         """
+        settlements, linked = round_.channels.settlements, round_.linked
+        if settlements:
+            rows = await self._taken(TAKE_PENDING, *_columns(sorted(settlements)))
+            round_.take_pending(row["decision"] for row in rows)
+        if linked.ended:
+            rows = await self._taken(END_BEGUN, list(linked.ended))
+            linked.take_back_begun((row["linked_id"], row["posted"]) for row in rows)
+        if linked.verdicts:
+            rows = await self._taken(END_PREPARED, list(linked.verdicts))
+            linked.take_back_prepared(row["prepared"] for row in rows)
+
+    async def _taken(self, statement: str, *columns: list[Any]) -> list[asyncpg.Record]:
+        assert self._connection is not None, "open first"
+        return await self._connection.fetch(statement, self.shard_id, *columns)
+
+    async def _copy(self, rows: list[tuple[Any, ...]], columns: tuple[str, ...]) -> None:
+        if rows:
+            assert self._connection is not None, "open first"
+            await self._connection.copy_records_to_table("transfers", records=rows, columns=columns)
+
+    async def _change(self, change: Change) -> None:
+        statement, rows, finds_each = change
         if not rows:
             return
         assert self._connection is not None, "open first"
         tag = await self._connection.execute(statement, self.shard_id, *_columns(rows))
-        if each and tag.rpartition(" ")[2] != str(len(rows)):
+        if finds_each and tag.rpartition(" ")[2] != str(len(rows)):
             raise BrokenChain(f"shard {self.shard_id}: {tag} of {len(rows)} rows")
 
 

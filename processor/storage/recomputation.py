@@ -13,15 +13,20 @@ array that starts with its tag:
 
     1 wallet opened      wallet, merchant, currency, minimum
     2 wallet status set  wallet, status (1 open, 2 frozen, 3 locked, 4 closed)
-    3 wallet limits set  wallet, minimum
+    3 wallet limits set  wallet, minimum, limits
     4 transfer posted    type, id, key, merchant, source, destination, currency, amount,
                          reference, metadata, then version and balance after it of the source
-                         and of the destination
-    5 transfer rejected  as 4 up to metadata, then the reason
+                         and of the destination, terms
+    5 transfer rejected  as 4 up to metadata, then the reason, by how much, terms
     6 epoch started      build
+   23 usage counted      wallet, counter of debits, counter of credits
+   24 refund counted     transfer, wallet that pays it back, how much in all, version
 
-The types are 1 transfer, 2 deposit and 3 withdrawal. What happens between shards is 7 to 18, see
-`recomputed_ends`; the ledger's own wallets are in `recomputed_wallets`.
+The types are 1 transfer, 2 deposit, 3 withdrawal, 4 hold, 5 capture, 6 void, 7 extend, 8 refund and
+9 fee. What stands in limits, terms and the like, and what was added later, is in
+`recomputed_layouts`. What happens between shards is 7 to 18, see `recomputed_ends`; holds are 19 to
+22, see `recomputed_holds`; linked transfers 25 to 35, see `recomputed_linked`; the ledger's own
+wallets are in `recomputed_wallets`.
 """
 
 from __future__ import annotations
@@ -34,41 +39,82 @@ from typing import Any
 
 import msgspec
 
-from processor.storage.recomputed_between import TransferRow, fold_between
-from processor.storage.recomputed_ends import (
+from processor.storage.recomputed_between import (
+    arrive,
+    bind,
+    come_to_nothing,
+    count_movement,
+    fold_between,
+)
+from processor.storage.recomputed_books import (
+    DEPOSIT,
+    EXTEND,
+    FEE,
+    HOLD,
+    TRANSFER,
+    VOID,
+    WITHDRAWAL,
+    Books,
+    Stamp,
+    TransferRow,
+    linked_by,
+)
+from processor.storage.recomputed_counts import HOLD_AMOUNT, HOLD_WALLET, state_of
+from processor.storage.recomputed_ends import BETWEEN
+from processor.storage.recomputed_holds import fold_hold
+from processor.storage.recomputed_layouts import (
     CREDITED,
+    EPOCH_STARTED,
     FIELD_COUNTS,
+    HOLD_EXTENDED,
+    HOLD_PLACED,
+    LIMITS_SET,
+    LINKED_POSTED,
+    OPENED,
+    POSTED,
+    REFUND_COUNTED,
+    REJECTED,
     RELEASED,
     SETTLED,
-    ShardEnds,
+    STATUS_SET,
+    USAGE_COUNTED,
+    filled_up,
 )
-from processor.storage.recomputed_ends import GRANTED as SLOTS_GRANTED
+from processor.storage.recomputed_layouts import GRANTED as SLOTS_GRANTED
+from processor.storage.recomputed_layouts import VERDICT_TAKEN as LAST_TAG
+from processor.storage.recomputed_legs import nets_of
+from processor.storage.recomputed_limits import set_limits
+from processor.storage.recomputed_moves import fold_linked, undecided_moves
 from processor.storage.recomputed_wallets import (
     AMOUNT_MAX,
     BALANCE,
     BALANCE_MAX,
     CURRENCY,
+    HELD,
+    INCOMING,
+    LIMITS,
     MERCHANT,
     MINIMUM,
     RESERVED,
-    SLOT,
     STATUS,
     VERSION,
     Contradiction,
+    check_identifier,
     check_system_wallet,
     due_wallet_id,
+    fees_wallet_id,
     slot_of,
 )
 
 FORMAT = 1
 GENESIS = bytes(32)
 
-OPENED, STATUS_SET, LIMITS_SET, POSTED, REJECTED, EPOCH_STARTED = range(1, 7)
-TRANSFER, DEPOSIT, WITHDRAWAL = TYPES = (1, 2, 3)
 CLOSED = 4
 
 # Where a transfer's id stands in each decision that means a row of `transfers`.
 _PLACE_OF_ID = {POSTED: 2, REJECTED: 2, SETTLED: 3, RELEASED: 3, CREDITED: 4}
+_INTO_THE_LEDGER = (WITHDRAWAL, FEE)
+_MAY_BE_NOTHING = (VOID, EXTEND)  # Of a hold that is not known the amount is not either.
 
 _HEADER = struct.Struct(">IQQQIH")
 _EPOCH_OF_TIME = datetime(1970, 1, 1, tzinfo=UTC)
@@ -77,13 +123,17 @@ _decode = msgspec.msgpack.Decoder().decode
 
 def transfer_ids(payload: bytes) -> set[bytes]:
     """
-    Name the transfers that a payload which was folded before has rows for.
+    Name the transfers that a payload which was folded before has rows for, and the linked transfers
+    whose legs have.
     """
-    return {
-        decision[_PLACE_OF_ID[decision[0]]]
-        for decision in _decode(payload)
-        if decision[0] in _PLACE_OF_ID
-    }
+    found = set()
+    for decision in _decode(payload):
+        tag = decision[0]
+        if tag in _PLACE_OF_ID:
+            found.add(decision[_PLACE_OF_ID[tag]])
+        elif tag in (LINKED_POSTED, LAST_TAG):
+            found.add(decision[1 if tag == LINKED_POSTED else 4])
+    return found
 
 
 class Unsound(Exception):
@@ -99,29 +149,17 @@ class Unsound(Exception):
         self.found = found
 
 
-class ShardBooks:
+class ShardBooks(Books):
     """
     The books of one shard as the journal, up to `sequence`, makes them.
-
-    `carried` has the outcomes that came with slots, under their keys: the sequence of the record
-    that took them, and the outcome in msgpack. `claims` are outcomes that left with slots and are
-    still to be compared with what the tables say of them; the reader takes them away.
     """
 
     def __init__(self, shard_id: int) -> None:
-        self.shard_id = shard_id
+        super().__init__(shard_id)
         self.sequence = 0
         self.chain = GENESIS
         self.epoch = 0
         self.at_us = 0
-        self.wallets: dict[str, list[Any]] = {}
-        self.ends = ShardEnds(shard_id)
-        self.carried: dict[bytes, tuple[int, bytes]] = {}
-        self.claims: list[list[Any]] = []
-        self.recalled: dict[bytes, list[Any]] = {}  # In this record, and not decided anew yet.
-        self.posted_count = 0
-        self.rejected_count = 0
-        self._wallets_by_slot: dict[int, set[str]] | None = None  # Made for the first that leaves.
 
     def fold(self, row: Sequence[Any]) -> list[TransferRow]:
         """
@@ -152,12 +190,12 @@ class ShardBooks:
         sums: dict[str, tuple[int, int, int]] = {}
         for wallet_id, wallet in self.wallets.items():
             customers, world, due = sums.get(wallet[CURRENCY], (0, 0, 0))
-            if wallet_id[0] != "$":
-                customers += wallet[BALANCE]
-            elif wallet_id.startswith("$world:"):
+            if wallet_id.startswith("$world:"):
                 world += wallet[BALANCE]
-            else:
+            elif wallet_id.startswith("$due:"):
                 due += wallet[BALANCE]
+            else:
+                customers += wallet[BALANCE]
             sums[wallet[CURRENCY]] = (customers, world, due)
         return sums
 
@@ -178,82 +216,34 @@ class ShardBooks:
         self._check_reserved()
         self._check_dues()
 
-    def add_wallet(
-        self, wallet_id: str, merchant_id: str, currency: str, minimum: int, at: datetime
-    ) -> list[Any]:
-        """
-        Put a new, empty wallet into the books.
-        """
-        slot = slot_of(wallet_id)
-        wallet = [merchant_id, currency, 1, minimum, 0, 0, at, slot, 0]
-        self.wallets[wallet_id] = wallet
-        if self._wallets_by_slot is not None and wallet_id[0] != "$":
-            self._wallets_by_slot.setdefault(slot, set()).add(wallet_id)
-        return wallet
-
-    def wallets_of_slot(self, slot: int) -> set[str]:
-        """
-        Name the customers' wallets of a slot.
-        """
-        if self._wallets_by_slot is None:
-            self._wallets_by_slot = {}
-            for wallet_id, wallet in self.wallets.items():
-                if wallet_id[0] != "$":
-                    self._wallets_by_slot.setdefault(wallet[SLOT], set()).add(wallet_id)
-        return self._wallets_by_slot.setdefault(slot, set())
-
-    def check_asked(self, decision: list[Any]) -> None:
-        """
-        Check what every decision on a transfer begins with; raises Contradiction.
-        """
-        kind, transfer_id, key, amount = decision[1], decision[2], decision[3], decision[8]
-        if kind not in TYPES:
-            raise Contradiction("type", "1, 2 or 3", kind)
-        # Not in functions of their own: this is once for every transfer there is.
-        if type(transfer_id) is not bytes or len(transfer_id) != 16:
-            raise Contradiction("transfer_id", "16 bytes", transfer_id)
-        if type(key) is not bytes or len(key) != 16:
-            raise Contradiction("key", "16 bytes", key)
-        if type(amount) is not int or not 1 <= amount <= AMOUNT_MAX:
-            raise Contradiction("amount", f"1 to {AMOUNT_MAX}", amount)
-
-    def decide_anew(self, decision: list[Any]) -> None:
-        """
-        Note that a transfer is decided; one that was recalled must be as it was asked for.
-        """
-        asked = self.recalled.pop(decision[2], None)
-        if asked is not None and asked[1:11] != decision[1:11]:
-            raise Contradiction("recalled transfer", asked[1:11], decision[1:11])
-
-    def row(
-        self,
-        decision: list[Any],
-        sequence: int,
-        at: datetime,
-        *,
-        reason: int | None = None,
-        counterparty: str | None = None,
-    ) -> TransferRow:
-        """
-        Make the row of `transfers` of a decision that is laid out as 4, or as 5 with a reason.
-        """
-        _, kind, transfer_id, key, merchant_id, source_id, destination_id = decision[:7]
-        after = decision[11:15] if reason is None else [None] * 4
-        return (
-            *(transfer_id, self.shard_id, sequence, at, kind, reason, merchant_id, key),
-            *(source_id, *after[:2], destination_id, *after[2:]),
-            *(*decision[7:11], counterparty),
-        )
-
     def _check_reserved(self) -> None:
-        reserved: dict[str, int] = {}
-        for decision in self.ends.pending_transfers():
-            reserved[decision[5]] = reserved.get(decision[5], 0) + decision[8]
+        expected = self._set_aside()
         for wallet_id, wallet in self.wallets.items():
-            if wallet[RESERVED] != reserved.pop(wallet_id, 0):
-                raise Unsound(wallet_id, "reserved", "what is on its way", wallet[RESERVED])
-        if reserved:
-            raise Unsound(min(reserved), "wallet with money on its way", "one that is here", None)
+            reserved, held, incoming = expected.pop(wallet_id, (0, 0, 0))
+            if wallet[RESERVED] != reserved:
+                raise Unsound(wallet_id, "reserved", reserved, wallet[RESERVED])
+            if wallet[HELD] != held:
+                raise Unsound(wallet_id, "held", held, wallet[HELD])
+            if wallet[INCOMING] != incoming:
+                raise Unsound(wallet_id, "incoming", incoming, wallet[INCOMING])
+        for wallet_id, amounts in sorted(expected.items()):
+            if any(amounts):
+                raise Unsound(wallet_id, "wallet with money on its way", "one that is here", None)
+
+    def _set_aside(self) -> dict[str, tuple[int, int, int]]:
+        """
+        Sum by wallet what is reserved in all, what holds keep of it, and what may come.
+        """
+        sums: dict[str, tuple[int, int, int]] = {}
+        for decision in self.ends.pending_transfers():
+            _add(sums, decision[5], decision[8], 0, 0)
+        for facts in self.holds.open.values():
+            kept = state_of(facts).kept(facts[HOLD_AMOUNT])
+            _add(sums, facts[HOLD_WALLET], kept, kept, 0)
+        for moves in undecided_moves(self):
+            for wallet_id, net in nets_of(moves).items():
+                _add(sums, wallet_id, net.reserved, 0, net.brought)
+        return sums
 
     def _check_dues(self) -> None:
         dues: dict[str, int] = {}
@@ -287,54 +277,116 @@ class ShardBooks:
     def _fold_decisions(
         self, decisions: list[Any], sequence: int, epoch: int, at_us: int
     ) -> list[TransferRow]:
-        at = _EPOCH_OF_TIME + timedelta(microseconds=at_us)
-        transfers = []
+        stamp = Stamp(sequence, at_us, _EPOCH_OF_TIME + timedelta(microseconds=at_us))
+        transfers: list[TransferRow] = []
         if sequence == 1 and decisions[0][0] != EPOCH_STARTED:
             raise Contradiction("first decision", EPOCH_STARTED, decisions[0][0])
         for position, decision in enumerate(decisions):
             tag = decision[0]
             if tag == POSTED:
-                transfers.append(self._fold_posted(decision, sequence, at))
-            elif tag == REJECTED:
-                transfers.append(self._fold_rejected(decision, sequence, at))
+                transfers.append(self._fold_posted(decision, stamp))
             elif tag == EPOCH_STARTED:
                 (_, _build) = decision
                 if position != 0:
                     raise Contradiction("place of the epoch's start", 0, position)
                 if epoch <= self.epoch:
                     raise Contradiction("epoch", f"more than {self.epoch}", epoch)
-            elif tag in FIELD_COUNTS:
-                if tag == SLOTS_GRANTED and decisions[0][0] != EPOCH_STARTED:
-                    raise Contradiction("slots granted", "in the record of an epoch's start", tag)
-                row = fold_between(self, decision, sequence, at, at_us)
-                if row is not None:
-                    transfers.append(row)
+            elif tag == SLOTS_GRANTED and decisions[0][0] != EPOCH_STARTED:
+                raise Contradiction("slots granted", "in the record of an epoch's start", tag)
             else:
-                self._fold_wallet(decision, at)
-        if self.recalled:
-            recalled = min(self.recalled)
-            raise Contradiction("recalled transfer", "decided anew in its record", recalled)
+                transfers += self._fold_other(decision, stamp)
+        self.check_record()
         return transfers
 
-    def _fold_posted(self, decision: list[Any], sequence: int, at: datetime) -> TransferRow:
-        (
-            _,
-            kind,
-            transfer_id,
-            key,
-            merchant_id,
-            source_id,
-            destination_id,
-            currency,
-            amount,
-            reference,
-            metadata,
-            source_version,
-            source_balance,
-            destination_version,
-            destination_balance,
-        ) = decision
-        self.check_asked(decision)
+    def _fold_other(self, decision: list[Any], stamp: Stamp) -> Sequence[TransferRow]:
+        tag = decision[0]
+        if tag not in FIELD_COUNTS:
+            raise Contradiction("tag", f"1 to {LAST_TAG}", tag)
+        if tag == REJECTED:
+            return [self._fold_rejected(filled_up(decision), stamp)]
+        if tag in BETWEEN:
+            if tag >= LINKED_POSTED:
+                return fold_linked(self, filled_up(decision), stamp)
+            row = fold_between(self, decision, stamp)
+            return [] if row is None else [row]
+        decision = filled_up(decision)
+        if HOLD_PLACED <= tag <= HOLD_EXTENDED:
+            fold_hold(self, decision, stamp)
+        elif tag == USAGE_COUNTED:
+            self.check_usage(decision)
+        elif tag == REFUND_COUNTED:
+            self.refunds.tell(decision)
+        else:
+            self._fold_wallet(decision, stamp)
+        return []
+
+    def _fold_posted(self, decision: list[Any], stamp: Stamp) -> TransferRow:
+        if len(decision) != FIELD_COUNTS[POSTED]:
+            decision = filled_up(decision)
+        _, kind, transfer_id, key, merchant_id, source_id, destination_id, currency, amount = (
+            decision[:9]
+        )
+        reference, metadata, source_version, source_balance, version, balance, terms = decision[9:]
+        wallets = self.wallets
+        source, destination = wallets.get(source_id), wallets.get(destination_id)
+        # Most are between two wallets of customers and need no more than this.
+        is_plain = (
+            kind == TRANSFER
+            and type(amount) is int
+            and 1 <= amount <= AMOUNT_MAX
+            and type(transfer_id) is type(key) is bytes
+            and len(transfer_id) == len(key) == 16
+            and source is not None
+            and destination is not None
+            and source is not destination
+            and source[CURRENCY] == currency == destination[CURRENCY]
+            and source[MERCHANT] == merchant_id
+            and source_id[0] != "$" != destination_id[0]
+        )
+        if not is_plain or source is None or destination is None:
+            self.check_asked(decision)
+            source, destination = self._check_sides(decision)
+        if (
+            kind > WITHDRAWAL
+            or terms is not None
+            or self.recalled
+            or source[LIMITS] is not None
+            or destination[LIMITS] is not None
+        ):
+            self._fold_bound(decision, terms, stamp)
+
+        expected = source[BALANCE] - amount
+        if source_balance != expected:
+            raise Contradiction("source_balance", expected, source_balance)
+        if expected - source[RESERVED] < source[MINIMUM] and kind != DEPOSIT:
+            minimum = f"{source[MINIMUM]} or more, and {source[RESERVED]} reserved"
+            raise Contradiction("source_balance", minimum, expected)
+        source[BALANCE] = expected
+        expected = destination[BALANCE] + amount
+        if balance != expected:
+            raise Contradiction("destination_balance", expected, balance)
+        if expected > BALANCE_MAX:
+            raise Contradiction("destination_balance", f"<= {BALANCE_MAX}", balance)
+        destination[BALANCE] = expected
+
+        source[VERSION] += 1
+        if source_version != source[VERSION]:
+            raise Contradiction("source_version", source[VERSION], source_version)
+        destination[VERSION] += 1
+        if version != destination[VERSION]:
+            raise Contradiction("destination_version", destination[VERSION], version)
+        self.posted_count += 1
+        sequence, _, at = stamp
+        key, linked_to = (key, None) if terms is None else (None, linked_by(terms))
+        head = (transfer_id, self.shard_id, sequence, at, kind, None, merchant_id, key)
+        sides = (source_id, source_version, source_balance, destination_id, version, balance)
+        return head + sides + (currency, amount, reference, metadata, None, linked_to, None)
+
+    def _check_sides(self, decision: list[Any]) -> tuple[list[Any], list[Any]]:
+        """
+        Return the two wallets of a movement; raises Contradiction where it cannot be between them.
+        """
+        _, kind, _, _, merchant_id, source_id, destination_id, currency = decision[:8]
         source = self.wallets.get(source_id)
         destination = self.wallets.get(destination_id)
         if source is None:
@@ -347,121 +399,75 @@ class ShardBooks:
         if owner[MERCHANT] != merchant_id:
             raise Contradiction("merchant", owner[MERCHANT], merchant_id)
         # Only a deposit takes from the world, only a withdrawal gives to it.
-        if source_id[0] == "$" if kind != DEPOSIT else source_id[:7] != "$world:":
-            raise Contradiction("source of this type", f"type {kind}", source_id)
-        if destination_id[0] == "$" if kind != WITHDRAWAL else destination_id[:7] != "$world:":
-            raise Contradiction("destination of this type", f"type {kind}", destination_id)
+        if source_id[0] == "$" or kind == DEPOSIT:
+            wanted = "$world:" if kind == DEPOSIT else "$fees:"
+            if not source_id.startswith(wanted):
+                raise Contradiction("source of this type", f"type {kind}", source_id)
+        if destination_id[0] == "$" or kind in _INTO_THE_LEDGER:
+            wanted = "$world:" if kind == WITHDRAWAL else "no wallet of the ledger"
+            if kind == FEE:
+                wanted = fees_wallet_id(self.shard_id, merchant_id, currency)
+            if not destination_id.startswith(wanted):
+                raise Contradiction("destination of this type", f"type {kind}", destination_id)
+        return source, destination
 
-        balance = source[BALANCE] - amount
-        if source_balance != balance:
-            raise Contradiction("source_balance", balance, source_balance)
-        if balance - source[RESERVED] < source[MINIMUM] and kind != DEPOSIT:
-            minimum = f"{source[MINIMUM]} or more, and {source[RESERVED]} reserved"
-            raise Contradiction("source_balance", minimum, balance)
-        source[BALANCE] = balance
-        balance = destination[BALANCE] + amount
-        if destination_balance != balance:
-            raise Contradiction("destination_balance", balance, destination_balance)
-        if balance > BALANCE_MAX:
-            raise Contradiction("destination_balance", f"<= {BALANCE_MAX}", balance)
-        destination[BALANCE] = balance
+    def _fold_bound(self, decision: list[Any], terms: list[Any] | None, stamp: Stamp) -> None:
+        """
+        Take in what a movement counts for and is bound to, before it moves.
+        """
+        if decision[1] in (HOLD, *_MAY_BE_NOTHING):
+            raise Contradiction("type", "one that moves money", decision[1])
+        recalled = self.decide_anew(decision)
+        if recalled is not None:
+            arrive(self, recalled[0])
+        else:
+            bind(self, decision, terms, stamp)
+        count_movement(self, decision, stamp, debit=recalled is None, credit=True)
+        if terms is not None:
+            self.remember(decision, stamp)
 
-        source[VERSION] += 1
-        if source_version != source[VERSION]:
-            raise Contradiction("source_version", source[VERSION], source_version)
-        destination[VERSION] += 1
-        if destination_version != destination[VERSION]:
-            raise Contradiction("destination_version", destination[VERSION], destination_version)
-        self.posted_count += 1
-        if self.recalled:
-            self.decide_anew(decision)
-        return (
-            transfer_id,
-            self.shard_id,
-            sequence,
-            at,
-            kind,
-            None,
-            merchant_id,
-            key,
-            source_id,
-            source_version,
-            source_balance,
-            destination_id,
-            destination_version,
-            destination_balance,
-            currency,
-            amount,
-            reference,
-            metadata,
-            None,
-        )
-
-    def _fold_rejected(self, decision: list[Any], sequence: int, at: datetime) -> TransferRow:
-        (
-            _,
-            kind,
-            transfer_id,
-            key,
-            merchant_id,
-            source_id,
-            destination_id,
-            currency,
-            amount,
-            reference,
-            metadata,
-            reason,
-        ) = decision
-        self.check_asked(decision)
+    def _fold_rejected(self, decision: list[Any], stamp: Stamp) -> TransferRow:
+        reason, short_by, terms = decision[11:14]
+        if decision[1] in _MAY_BE_NOTHING and decision[8] == 0:
+            check_identifier("transfer_id", decision[2])
+            check_identifier("key", decision[3])
+        else:
+            self.check_asked(decision)
         if type(reason) is not int or reason < 1:
             raise Contradiction("reason", "a number", reason)
+        if type(short_by) is not int or short_by < 0:
+            raise Contradiction("short by", "0 or more", short_by)
         self.rejected_count += 1
         if self.recalled:
-            self.decide_anew(decision)
-        return (
-            transfer_id,
-            self.shard_id,
-            sequence,
-            at,
-            kind,
-            reason,
-            merchant_id,
-            key,
-            source_id,
-            None,
-            None,
-            destination_id,
-            None,
-            None,
-            currency,
-            amount,
-            reference,
-            metadata,
-            None,
-        )
+            recalled = self.decide_anew(decision)
+            if recalled is not None:
+                come_to_nothing(self, *recalled)
+        if terms is not None:
+            self.remember(decision, stamp)
+        return self.row(decision, stamp, terms=terms, reason=reason, short_by=short_by)
 
-    def _fold_wallet(self, decision: list[Any], at: datetime) -> None:
+    def _fold_wallet(self, decision: list[Any], stamp: Stamp) -> None:
         tag, wallet_id = decision[0], decision[1]
         if tag == OPENED:
-            self._open(decision, at)
+            self._open(decision, stamp.at)
             return
         wallet = self.wallets.get(wallet_id)
         if wallet is None:
             raise Contradiction("wallet", "a wallet opened before", wallet_id)
-        (_, _, value) = decision
         if tag == STATUS_SET:
-            if value == CLOSED and wallet[BALANCE] != 0:
+            (_, _, status) = decision
+            if status == CLOSED and wallet[BALANCE] != 0:
                 raise Contradiction("balance of a closed wallet", 0, wallet[BALANCE])
-            if value == CLOSED and wallet[RESERVED] != 0:
+            if status == CLOSED and (wallet[RESERVED] != 0 or wallet[INCOMING] != 0):
                 raise Contradiction("reserved of a closed wallet", 0, wallet[RESERVED])
-            wallet[STATUS] = value
+            wallet[STATUS] = status
         elif tag == LIMITS_SET:
-            available = wallet[BALANCE] - wallet[RESERVED]
-            if value > available:
-                raise Contradiction("minimum", f"<= {available}", value)
-            wallet[MINIMUM] = value
-        else:
-            raise Contradiction("tag", "1 to 18", tag)
+            (_, _, minimum, limits) = decision
+            available = max(wallet[BALANCE] - wallet[RESERVED], wallet[MINIMUM])
+            if minimum > available:
+                raise Contradiction("minimum", f"<= {available}", minimum)
+            wallet[MINIMUM] = minimum
+            set_limits(wallet, limits, stamp.at_us)
 
     def _open(self, decision: list[Any], at: datetime) -> None:
         (_, wallet_id, merchant_id, currency, minimum) = decision
@@ -472,3 +478,10 @@ class ShardBooks:
         elif not self.ends.has_slot(slot_of(wallet_id)):
             raise Contradiction("wallet opened", "a wallet of a slot that is here", wallet_id)
         self.add_wallet(wallet_id, merchant_id, currency, minimum, at)
+
+
+def _add(
+    sums: dict[str, tuple[int, int, int]], wallet_id: str, reserved: int, held: int, incoming: int
+) -> None:
+    before = sums.get(wallet_id, (0, 0, 0))
+    sums[wallet_id] = (before[0] + reserved, before[1] + held, before[2] + incoming)

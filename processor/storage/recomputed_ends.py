@@ -3,28 +3,36 @@ What one shard has sent to others and taken from them, worked out a second time 
 
 Like `recomputation`, whose part it is, this shares no code with the ledger. The decisions:
 
-    7 transfer reserved   as 4 up to metadata, then peer, number, chain
+    7 transfer reserved   as 4 up to metadata, then peer, number, chain, terms, and of money that is
+                          sent anew when it was counted first
     8 transfer settled    peer, number, transfer, then version and balance after it of the source
                           and of the wallet that stands for what the peer is due
-    9 transfer released   peer, number, transfer, reason
+    9 transfer released   peer, number, transfer, reason, by how much
    10 entry credited      peer, number, chain, transfer, merchant, source, destination, currency,
                           amount, reference, metadata, then version and balance after it of the
-                          wallet of what is due and of the destination
-   11 entry refused       peer, number, chain, reason
-   12 entry elsewhere     peer, number, chain, the shard where the slot was last seen
+                          wallet of what is due and of the destination, type, terms
+   11 entry refused       peer, number, chain, reason, by how much, the leg that fails
+   12 entry elsewhere     peer, number, chain, the shard where the slot was last seen, the side
    13 transfer recalled   peer, number, transfer
    14 slots granted       first, last
-   15 slot given          peer, number, chain, slot, generation, wallets, outcomes, dues
+   15 slot given          peer, number, chain, slot, generation, wallets, outcomes, dues, holds,
+                          refunds
    16 slot taken          as 15
    17 slot delivered      peer, number
    18 answers forgotten   peer, settled
 
-A channel leads from one shard to another; 7 and 15 send its entries, numbered from 1, 10, 11, 12
-and 16 answer them, 8, 9, 13 and 17 settle them, each in their order. An entry is a msgpack array:
-of a transfer 1, number, transfer, merchant, source, destination, currency, amount, reference,
-metadata; of a slot 2, number, slot, generation, wallets, outcomes. The chain up to an entry is
-`blake2b(chain before + entry)`, 16 bytes; before the first it is 16 zero bytes. An answer is 0 for
-an entry that was taken, a reason's number for a refusal, -1 - shard for one that is elsewhere.
+and of linked transfers 28, 29, 31, 32, 34 and 35, see `recomputed_linked`.
+
+A channel leads from one shard to another; 7, 15, 28 and 31 send its entries, numbered from 1, 10,
+11, 12, 16, 34 and 35 answer them, 8, 9, 13, 17, 29 and 32 settle them, each in their order. An
+entry is a msgpack array that starts with its kind and its number: 1 of a transfer, then transfer,
+merchant, source, destination, currency, amount, reference, metadata; 3 of another movement or one
+with terms, as 1, then type and terms; 2 of a slot, then what 15 has from the slot to the outcomes,
+holds, refunds; 4 of legs to prepare, then id, merchant, parts; 5 of a verdict, then id and whether
+it is posted. The chain up to an entry is `blake2b(chain before + entry)`, 16 bytes; before the
+first it is 16 zero bytes. An answer is 0 for an entry that was taken; above zero, a
+reason in 10 bits, a leg in 7 and by how much in 45 (lowest first), for a refusal; -1 - (shard in 31
+bits and the side above them) for one that is elsewhere.
 """
 
 from __future__ import annotations
@@ -35,23 +43,51 @@ from typing import Any
 
 import msgspec
 
+from processor.storage.recomputed_layouts import (
+    CREDITED,
+    DELIVERED,
+    ELSEWHERE,
+    FORGOTTEN,
+    GIVEN,
+    GRANTED,
+    LINKED_BEGUN,
+    LINKED_DONE,
+    LINKED_POSTED,
+    LINKED_PREPARED,
+    LINKED_RECALLED,
+    LINKED_REJECTED,
+    PREPARE_SENT,
+    RECALLED,
+    REFUSED,
+    RELEASED,
+    RESERVED,
+    SETTLED,
+    TAKEN,
+    VERDICT_DELIVERED,
+    VERDICT_SENT,
+    VERDICT_TAKEN,
+    VOTE_TAKEN,
+    filled_up,
+)
+from processor.storage.recomputed_legs import money_from_decider, money_to
+from processor.storage.recomputed_linked import LinkedBook, answer_refused
 from processor.storage.recomputed_wallets import SLOT_COUNT, Contradiction, slot_of
 
-RESERVED, SETTLED, RELEASED, CREDITED, REFUSED, ELSEWHERE, RECALLED = range(7, 14)
-GRANTED, GIVEN, TAKEN, DELIVERED, FORGOTTEN = range(14, 19)
-FIELD_COUNTS = {
-    RESERVED: 14,
-    SETTLED: 8,
-    RELEASED: 5,
-    CREDITED: 16,
-    REFUSED: 5,
-    ELSEWHERE: 5,
-    RECALLED: 4,
-    GRANTED: 3,
-    GIVEN: 9,
-    TAKEN: 9,
-    DELIVERED: 3,
-    FORGOTTEN: 3,
+# What concerns two shards, or linked transfers.
+BETWEEN = frozenset(range(RESERVED, FORGOTTEN + 1)) | frozenset(
+    range(LINKED_POSTED, VERDICT_TAKEN + 1)
+)
+_SENDS = {RESERVED, GIVEN, PREPARE_SENT, VERDICT_SENT}
+_ANSWERS = {CREDITED, REFUSED, ELSEWHERE, TAKEN, LINKED_PREPARED, VERDICT_TAKEN}
+_LINKED = {LINKED_POSTED, LINKED_REJECTED, LINKED_BEGUN, LINKED_RECALLED, LINKED_DONE}
+# What settles what was sent by which tag.
+_SETTLES = {
+    SETTLED: RESERVED,
+    RELEASED: RESERVED,
+    RECALLED: RESERVED,
+    DELIVERED: GIVEN,
+    VOTE_TAKEN: PREPARE_SENT,
+    VERDICT_DELIVERED: VERDICT_SENT,
 }
 
 FIRST_LINK = bytes(16)
@@ -75,18 +111,29 @@ def sum_of_answer(number: int, answer: int) -> int:
 class Pending:
     """
     Something on its way: its decision, and the sequence and time of the record that sent it.
+
+    `amounts` is the money on its way, by currency; of a verdict what has moved with it.
     """
 
-    __slots__ = ("at_us", "decision", "sequence")
+    __slots__ = ("amounts", "at_us", "decision", "sequence")
 
     def __init__(self, decision: list[Any], sequence: int, at_us: int) -> None:
         self.decision = decision
         self.sequence = sequence
         self.at_us = at_us
+        self.amounts: list[tuple[str, int]] = []
+        if self.is_transfer:
+            self.amounts = [(decision[7], decision[8])]
+        elif self.is_slot:
+            self.amounts = [(currency, amount) for currency, amount, _, _ in decision[8]]
 
     @property
     def is_transfer(self) -> bool:
         return bool(self.decision[0] == RESERVED)
+
+    @property
+    def is_slot(self) -> bool:
+        return bool(self.decision[0] == GIVEN)
 
     @property
     def chain(self) -> bytes:
@@ -97,13 +144,9 @@ class Pending:
     def transfer_id(self) -> bytes | None:
         return self.decision[2] if self.is_transfer else None
 
-    def amounts(self) -> list[tuple[str, int]]:
-        """
-        List the money on its way, by currency.
-        """
-        if self.is_transfer:
-            return [(self.decision[7], self.decision[8])]
-        return [(currency, amount) for currency, amount, _, _ in self.decision[8]]
+    @property
+    def linked_id(self) -> bytes | None:
+        return self.decision[4] if self.decision[0] in {PREPARE_SENT, VERDICT_SENT} else None
 
 
 class OutEnd:
@@ -152,7 +195,7 @@ class InEnd:
 
 class ShardEnds:
     """
-    All ends of channels at one shard, and the slots it has or had.
+    All ends of channels at one shard, the slots it has or had, and its linked transfers.
     """
 
     def __init__(self, shard_id: int) -> None:
@@ -162,6 +205,7 @@ class ShardEnds:
         self.slots: dict[int, list[int | None]] = {}
         self.slots_had: set[tuple[int, int]] = set()  # Slots with each generation they had here.
         self.is_granted = False
+        self.linked = LinkedBook(shard_id)
 
     def to(self, peer: int) -> OutEnd:
         end = self.outgoing.get(peer)
@@ -207,19 +251,22 @@ class ShardEnds:
         """
         Take in a decision and return what it settles, if any; raises Contradiction.
         """
+        raw, decision = decision, filled_up(decision)
+        entry = _entry_of(raw)
         tag = decision[0]
-        if len(decision) != FIELD_COUNTS.get(tag, len(decision)):
-            raise Contradiction(f"fields of tag {tag}", FIELD_COUNTS[tag], len(decision))
         if tag == GRANTED:
             self._grant(decision)
+            return None
+        if tag in _LINKED:
+            self.linked.fold(decision, sequence, at_us)
             return None
         peer = decision[11 if tag == RESERVED else 1]
         if type(peer) is not int or peer < 0 or peer == self.shard_id:
             raise Contradiction("peer", "another shard", peer)
-        if tag in {RESERVED, GIVEN}:
-            self._send(peer, Pending(decision, sequence, at_us))
-        elif tag in {CREDITED, REFUSED, ELSEWHERE, TAKEN}:
-            self._answer(peer, decision)
+        if tag in _SENDS:
+            self._send(peer, Pending(decision, sequence, at_us), entry)
+        elif tag in _ANSWERS:
+            self._answer(peer, Pending(decision, sequence, at_us), entry)
         elif tag == FORGOTTEN:
             self._forget(peer, decision[2])
         else:
@@ -240,22 +287,30 @@ class ShardEnds:
         self.slots[slot] = [generation, taken_from, None]
         self.slots_had.add((slot, generation))
 
-    def _send(self, peer: int, pending: Pending) -> None:
+    def _send(self, peer: int, pending: Pending, entry: list[Any] | None) -> None:
         end, decision = self.to(peer), pending.decision
+        number, chain = decision[12:14] if pending.is_transfer else decision[2:4]
         if pending.is_transfer:
-            number, chain = decision[12:14]
-            entry = [1, number, decision[2], *decision[4:11]]
             if self.slots and self.has_slot(slot_of(decision[6])):
                 raise Contradiction("destination", "a wallet of another shard", decision[6])
-        else:
-            number, chain = decision[2:4]
-            entry = [2, number, *decision[4:8]]
+        elif pending.is_slot:
             self._give(peer, decision[4], decision[5])
+        elif decision[0] == PREPARE_SENT:
+            self.linked.check_asked_of(decision)
+        else:
+            self._tell(peer, pending)
         _check_next(number, end.head, chain, end.chain, entry)
         end.head, end.chain = number, chain
         end.outbox[number] = pending
         if not pending.is_transfer:
-            _add(end.moved, pending.amounts())
+            _add(end.moved, pending.amounts)
+
+    def _tell(self, peer: int, pending: Pending) -> None:
+        _, _, _, _, linked_id, is_posted = pending.decision
+        self.linked.check_told(linked_id, peer, is_posted)
+        if is_posted:
+            _, _, _, _, legs, homes, _, _ = self.linked.open[linked_id].begun
+            pending.amounts = money_to(peer, legs, homes)
 
     def _give(self, peer: int, slot: int, generation: int) -> None:
         if not self.slots or not self.has_slot(slot):
@@ -265,24 +320,26 @@ class ShardEnds:
             raise Contradiction("generation", (facts[GENERATION] or 0) + 1, generation)
         facts[GIVEN_TO] = peer
 
-    def _answer(self, peer: int, decision: list[Any]) -> None:
+    def _answer(self, peer: int, taken: Pending, entry: list[Any] | None) -> None:
+        decision = taken.decision
         tag, _, number, chain = decision[:4]
         end = self.of(peer)
-        entry: list[Any] | None = None
         answer = 0
-        if tag == CREDITED:
-            entry = [1, number, *decision[4:12]]
+        if tag == REFUSED:
+            answer = answer_refused(*decision[4:7])
+        elif tag == ELSEWHERE:
+            answer = _answer_elsewhere(*decision[4:6])
+        elif tag == CREDITED:
             _add(end.moved, [(decision[8], decision[9])])
         elif tag == TAKEN:
-            entry = [2, number, *decision[4:8]]
             self._take(peer, decision[4], decision[5])
             _add(end.moved, [(due[0], due[1]) for due in decision[8]])
-        elif tag == REFUSED:
-            answer = _reason(decision[4])
-        else:
-            if type(decision[4]) is not int or decision[4] < 0:
-                raise Contradiction("shard of the slot", "a shard", decision[4])
-            answer = -1 - decision[4]
+        elif tag == LINKED_PREPARED:
+            self.linked.prepare(decision, taken.sequence, taken.at_us)
+        elif tag == VERDICT_TAKEN:
+            prepared = self.linked.take_verdict(decision)
+            if prepared is not None and decision[5]:
+                _add(end.moved, money_from_decider(prepared.decision[6]))
         # What was refused is not in this journal: there the source's shows whether the chain fits.
         _check_next(number, end.cursor, chain, end.chain, entry)
         end.cursor, end.chain = number, chain
@@ -307,15 +364,24 @@ class ShardEnds:
         pending = end.outbox.pop(number, None)
         if number != end.settled + 1 or pending is None:
             raise Contradiction("number", f"{end.settled + 1}, if it was sent", number)
-        if pending.is_transfer == (tag == DELIVERED):
+        if pending.decision[0] != _SETTLES[tag]:
             raise Contradiction("tag", "one that fits what was sent", tag)
-        if tag != DELIVERED and pending.transfer_id != decision[3]:
+        if tag != DELIVERED and decision[3] != (pending.transfer_id or pending.linked_id):
             raise Contradiction("transfer_id", pending.transfer_id, decision[3])
         end.settled, end.settled_chain = number, pending.chain
+        answer = 0
         if tag == SETTLED:
-            _add(end.moved, pending.amounts())
-        elif tag != DELIVERED:
-            answer = _reason(decision[4]) if tag == RELEASED else MOVED_ON
+            _add(end.moved, pending.amounts)
+        elif tag == RELEASED:
+            answer = answer_refused(decision[4], decision[5], 0)
+        elif tag == RECALLED:
+            answer = MOVED_ON
+        elif tag == VOTE_TAKEN:
+            answer = decision[4]
+            self.linked.vote(pending.decision, peer, answer)
+        elif tag == VERDICT_DELIVERED:
+            self.linked.delivered(decision[3], peer, pending.decision[5])
+        if answer:
             end.answers += sum_of_answer(number, answer)
         return pending
 
@@ -340,10 +406,36 @@ def _check_next(
         raise Contradiction("chain of the channel", f"{len(FIRST_LINK)} bytes", chain)
 
 
-def _reason(reason: Any) -> int:
-    if type(reason) is not int or reason < 1:
-        raise Contradiction("reason", "a number", reason)
-    return reason
+def _entry_of(decision: list[Any]) -> list[Any] | None:
+    """
+    Tell the entry that a decision sends or answers, where it says what that is, as it was then.
+    """
+    tag = decision[0]
+    if tag == RESERVED:
+        told = [decision[12], decision[2], *decision[4:11]]
+        return _movement(told, decision[1], decision[14] if len(decision) > 14 else None)
+    if tag == CREDITED:
+        kind, terms = decision[16:18] or (1, None)
+        return _movement([decision[2], *decision[4:12]], kind, terms)
+    if tag in {GIVEN, TAKEN}:
+        return [2, decision[2], *decision[4:8], *decision[9:]]
+    if tag == PREPARE_SENT:
+        return [4, decision[2], decision[4], decision[5], decision[7]]
+    if tag == LINKED_PREPARED:
+        return [4, decision[2], *decision[4:7]]
+    return [5, decision[2], *decision[4:6]] if tag in {VERDICT_SENT, VERDICT_TAKEN} else None
+
+
+def _movement(told: list[Any], kind: Any, terms: list[Any] | None) -> list[Any]:
+    return [1, *told] if kind == 1 and terms is None else [3, *told, kind, terms]
+
+
+def _answer_elsewhere(shard_id: Any, side: Any) -> int:
+    if type(shard_id) is not int or not 0 <= shard_id < 1 << 31:
+        raise Contradiction("shard of the slot", "a shard", shard_id)
+    if type(side) is not int or side < 0:
+        raise Contradiction("side of a leg", "0 or more", side)
+    return -1 - (shard_id | side << 31)
 
 
 def _add(sums: dict[str, int], amounts: list[tuple[str, int]]) -> None:

@@ -3,8 +3,9 @@ A wallet in the auditor's books, and what can be wrong with it.
 
 A part of `recomputation`, and like it without any code of the ledger. Wallets that start with `$`
 are the ledger's own: `$world:<shard>:<currency>` stands for all money outside,
-`$due:<shard>:<peer>:<currency>` for what another shard owes (below zero: is owed). They belong to
-`$system` and may be negative without a limit.
+`$due:<shard>:<peer>:<currency>` for what another shard owes (below zero: is owed). These belong to
+`$system` and may be negative without a limit. `$fees:<shard>:<currency>:<merchant>` takes the fees
+of its merchant, whose it is.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ SLOT_COUNT = 4096
 SYSTEM_MERCHANT = "$system"
 
 # Where a wallet's facts stand: first the columns of `wallets` in their order, then what no table
-# has, the money that is on its way to other shards.
-MERCHANT, CURRENCY, STATUS, MINIMUM, BALANCE, VERSION, OPENED_AT, SLOT, RESERVED = range(9)
+# has: the money that is set aside, the part of it that holds keep, and what linked transfers may
+# bring.
+MERCHANT, CURRENCY, STATUS, MINIMUM, BALANCE, VERSION, OPENED_AT, SLOT = range(8)
+LIMITS, USAGE, RESERVED, HELD, INCOMING = range(8, 13)
 COLUMN_COUNT = RESERVED
 
 
@@ -46,11 +49,19 @@ def due_wallet_id(shard_id: int, peer: int, currency: str) -> str:
     return f"$due:{shard_id}:{peer}:{currency}"
 
 
+def fees_wallet_id(shard_id: int, merchant_id: str, currency: str) -> str:
+    return f"$fees:{shard_id}:{currency}:{merchant_id}"
+
+
 def check_system_wallet(shard_id: int, opened: list[Any]) -> None:
     """
     Check a wallet of the ledger's own at its opening; raises Contradiction.
     """
     _, wallet_id, merchant_id, currency, minimum = opened
+    if wallet_id == fees_wallet_id(shard_id, merchant_id, currency):
+        if merchant_id == SYSTEM_MERCHANT or minimum != 0:
+            raise Contradiction("owner and minimum", "a merchant and 0", (merchant_id, minimum))
+        return
     kind, _, rest = wallet_id.partition(":")
     names = [str(shard_id), currency]
     if kind == "$due":

@@ -9,11 +9,26 @@ from collections.abc import AsyncIterator, Iterable
 import asyncpg
 import msgspec
 
-from processor.core.decisions import PendingEntry, TransferReserved
+from processor.core.decisions import LinkedBegun, LinkedPosted, LinkedPrepared, PendingEntry
 from processor.core.record import GENESIS_CHAIN, BrokenChain, Record
 from processor.core.wallet import Wallet
-from processor.flow.ports import InEnd, OutEnd, PendingRow, ShardSnapshot, SlotRow
+from processor.flow.ports import (
+    InEnd,
+    LinkedRow,
+    OutEnd,
+    PendingRow,
+    PreparedRow,
+    ShardSnapshot,
+    SlotRow,
+)
+from processor.flow.recovery import refunds_relied_on, wallets_relied_on
 from processor.storage.connection import given_up_on
+from processor.storage.count_rows import (
+    HOLD_COLUMNS,
+    REFUND_COLUMNS,
+    hold_from_row,
+    refund_from_row,
+)
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
 from processor.storage.wallet_rows import SYSTEM_WALLETS, WALLETS, wallet_from_row
 
@@ -41,6 +56,27 @@ _PENDING = """
      WHERE shard_id = $1 ORDER BY peer, number
 """
 
+_HOLDS = f"""
+    SELECT {HOLD_COLUMNS} FROM holds
+     WHERE shard_id = $1 AND (status = 1 OR pending > 0) ORDER BY hold_id
+"""
+
+_LINKED = """
+    SELECT begun, posted, sequence, at_us FROM linked_begun WHERE shard_id = $1 ORDER BY linked_id
+"""
+
+_PREPARED = """
+    SELECT prepared, sequence, at_us FROM linked_prepared WHERE shard_id = $1 ORDER BY linked_id
+"""
+
+_REFUNDS = f"""
+    SELECT {REFUND_COLUMNS} FROM refunds
+     WHERE shard_id = $1 AND transfer_id = ANY($2) ORDER BY transfer_id
+"""
+
+_decode_begun = msgspec.msgpack.Decoder(LinkedBegun).decode
+_decode_posted = msgspec.msgpack.Decoder(LinkedPosted).decode
+_decode_prepared = msgspec.msgpack.Decoder(LinkedPrepared).decode
 _decode_pending = msgspec.msgpack.Decoder(PendingEntry).decode
 
 
@@ -110,17 +146,37 @@ class PostgresRecoveryView:
             PendingRow(_decode_pending(row["decision"]), row["sequence"], row["at_us"])
             for row in await self._fetch(_PENDING)
         ]
-        sources = {
-            row.decision.source for row in pending if isinstance(row.decision, TransferReserved)
-        }
+        holds = [hold_from_row(row) for row in await self._fetch(_HOLDS)]
+        linked = await self._linked()
+        prepared = [
+            PreparedRow(_decode_prepared(row["prepared"]), row["sequence"], row["at_us"])
+            for row in await self._fetch(_PREPARED)
+        ]
+        named = wallets_relied_on(self._shard_id, pending, holds, linked, prepared)
+        totals = sorted(refunds_relied_on(pending, linked, prepared))
         system = [wallet_from_row(row) for row in await self._fetch(SYSTEM_WALLETS)]
         return ShardSnapshot(
             slots=[SlotRow(*row) for row in await self._fetch(_SLOTS)],
             outgoing=[OutEnd(*row) for row in await self._fetch(_OUTGOING)],
             incoming=await self._incoming(),
             pending=pending,
-            wallets=system + await self.load_wallets(sorted(sources)),
+            wallets=system + await self.load_wallets(sorted(named)),
+            holds=holds,
+            linked=linked,
+            prepared=prepared,
+            refunds=[refund_from_row(row) for row in await self._fetch(_REFUNDS, totals)],
         )
+
+    async def _linked(self) -> list[LinkedRow]:
+        return [
+            LinkedRow(
+                _decode_begun(row["begun"]),
+                None if row["posted"] is None else _decode_posted(row["posted"]),
+                row["sequence"],
+                row["at_us"],
+            )
+            for row in await self._fetch(_LINKED)
+        ]
 
     async def _incoming(self) -> list[InEnd]:
         ends = {

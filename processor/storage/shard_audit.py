@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 import asyncpg
+import msgspec
 
 from processor.storage.audit import (
     CHUNK_TRANSFERS,
@@ -21,19 +22,16 @@ from processor.storage.audit import (
 )
 from processor.storage.channel_audit import compare_channel_tables
 from processor.storage.key_audit import check_unused, name_used, note_once
-from processor.storage.recomputation import (
-    GENESIS,
-    POSTED,
-    REJECTED,
-    ShardBooks,
-    Unsound,
-    transfer_ids,
-)
+from processor.storage.recomputation import GENESIS, ShardBooks, Unsound, transfer_ids
+from processor.storage.recomputed_books import names_of
+from processor.storage.recomputed_layouts import POSTED, REJECTED, filled_up_outcome
 from processor.storage.recomputed_wallets import BALANCE_MAX, COLUMN_COUNT
+from processor.storage.row_audit import RowAudit
 
 PAGE_BYTES = 8 * 1024 * 1024
 PAGE_RECORDS_MAX = 1_000
 
+_decode = msgspec.msgpack.Decoder().decode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 TRANSFER_COLUMNS = (
@@ -56,6 +54,8 @@ TRANSFER_COLUMNS = (
     "reference",
     "metadata",
     "counterparty",
+    "linked_to",
+    "short_by",
 )
 WALLET_COLUMNS = (
     "merchant_id",
@@ -66,6 +66,8 @@ WALLET_COLUMNS = (
     "version",
     "opened_at",
     "slot",
+    "limits",
+    "usage",
 )
 # A page ends after PAGE_BYTES of payload, but has one record at least.
 _JOURNAL_PAGE = """
@@ -92,7 +94,8 @@ _CREDITED_BEFORE = """
 """
 
 _TRANSFERS_BY_SEQUENCE = """
-    SELECT sequence, array_agg(transfer_id ORDER BY transfer_id) AS transfer_ids
+    SELECT sequence, array_agg(transfer_id ORDER BY transfer_id) AS transfer_ids,
+           array_agg(linked_to ORDER BY transfer_id) AS linked_to
       FROM transfers WHERE shard_id = $1 GROUP BY sequence ORDER BY sequence
 """
 
@@ -118,6 +121,7 @@ class ShardAudit:
         self.tables_compared = False
         self.transfer_count = 0
         self.chunk: list[tuple[Any, ...]] = []
+        self.rows = RowAudit(audit, database.conn, self.books)
         self.tail_credits: set[bytes] = set()
 
     async def run(self) -> None:
@@ -147,12 +151,14 @@ class ShardAudit:
                 self.chunk += books.fold(tuple(row))
                 if len(self.chunk) >= CHUNK_TRANSFERS:
                     await self._compare_chunk()
+                await self.rows.take(self.watermark)
                 if books.claims:
                     await self._compare_claims()
                 await self._stop_at_marks()
             after = books.sequence
             audit.progress(Progress(books.shard_id, books.sequence, self.head))
         await self._compare_chunk()
+        await self.rows.take(self.watermark, is_full=0)
 
     async def _stop_at_marks(self) -> None:
         """
@@ -175,6 +181,7 @@ class ShardAudit:
             return
         self.tables_compared = True
         await self._compare_wallets()
+        await self.rows.compare_tables(self.watermark)
         await compare_channel_tables(audit, self.conn, books)
         if transfer_count != self.transfer_count and "transfers" not in audit.differences:
             await self._name_extra_transfer()
@@ -230,7 +237,7 @@ class ShardAudit:
                 note_once(audit, where, "key", audit.tail_keys, key)
                 named.append((transfer_id, key, where))
         if self.tables_compared and "transfers" not in audit.differences:
-            await check_unused(audit, named)
+            await check_unused(audit, named, decided_at=self.books.shard_id)
             ids = [transfer_id for transfer_id, _, _ in credited]
             used = await self.conn.fetchrow(_CREDITED_BEFORE, ids, self.books.shard_id)
             name_used(audit, used, credited)
@@ -241,33 +248,46 @@ class ShardAudit:
         """
         claims, self.books.claims = self.books.claims, []
         await self._compare_chunk()
+        await self.rows.take(self.watermark, is_full=0)
         if not self.tables_compared and self.books.sequence > self.watermark:
             return
         if "transfers" in self.audit.differences:
             return
-        claims = [claim for claim in claims if claim[1] <= self.watermark]
+        claims = [filled_up_outcome(claim) for claim in claims if claim[1] <= self.watermark]
         for start in range(0, len(claims), CHUNK_TRANSFERS):
             some = claims[start : start + CHUNK_TRANSFERS]
-            ids = [decision[2] for decision, _, _ in some]
-            found = await self.conn.fetch(_TRANSFERS_BY_ID, ids, self.books.shard_id)
-            rows = {row[0]: outcome_of(row) for row in found}
-            for claim in some:
-                transfer_id = claim[0][2]
-                if rows.get(transfer_id) != claim:
-                    where = f"shard {self.books.shard_id}, outcome of {UUID(bytes=transfer_id)}"
-                    self.audit.differs("journal", where, "carried", rows.get(transfer_id), claim)
+            for claim, told in zip(some, await self._told_of(some), strict=True):
+                if told != claim:
+                    where = f"shard {self.books.shard_id}, outcome of {UUID(bytes=_id_of(claim))}"
+                    self.audit.differs("journal", where, "carried", told, claim)
+
+    async def _told_of(self, claims: list[list[Any]]) -> list[list[Any] | None]:
+        """
+        Return what the tables say of outcomes: those that are bound in one table, others in rows.
+        """
+        bound = [names_of(claim[0])[0] for claim in claims if _is_bound(claim)]
+        outcomes = await self.rows.outcomes.rows(bound)
+        plain = [_id_of(claim) for claim in claims if not _is_bound(claim)]
+        found = await self.conn.fetch(_TRANSFERS_BY_ID, plain, self.books.shard_id)
+        rows = {row[0]: outcome_of(row) for row in found}
+        told: list[list[Any] | None] = []
+        for claim in claims:
+            outcome = outcomes.get(names_of(claim[0])[0]) if _is_bound(claim) else None
+            decoded = None if outcome is None else filled_up_outcome(_decode(outcome[1]))
+            told.append(decoded if _is_bound(claim) else rows.get(_id_of(claim)))
+        return told
 
     async def _name_extra_transfer(self) -> None:
         shard_id = self.books.shard_id
         cursor = await self.conn.cursor(_TRANSFERS_BY_SEQUENCE, shard_id)
         while groups := await cursor.fetch(PAGE_RECORDS_MAX):
-            for sequence, present in groups:
+            for sequence, present, linked_to in groups:
                 journaled: set[bytes] = set()
                 if sequence <= self.watermark:
                     payload = await self.conn.fetchval(_PAYLOAD, shard_id, sequence)
                     journaled = set() if payload is None else transfer_ids(payload)
-                for transfer_id in present:
-                    if transfer_id not in journaled:
+                for transfer_id, linked_id in zip(present, linked_to, strict=True):
+                    if transfer_id not in journaled and linked_id not in journaled:
                         key = str(UUID(bytes=transfer_id))
                         self.audit.differs("transfers", key, "row", None, "present")
                         return
@@ -328,6 +348,19 @@ def outcome_of(row: asyncpg.Record) -> list[Any]:
         *(row["type"], row["transfer_id"], row["key"], row["merchant_id"], row["source"]),
         *(row["counterparty"] or row["destination"], row["currency"], row["amount"]),
         *(row["reference"], row["metadata"]),
-        *(after if reason is None else [reason]),
+        *(after if reason is None else [reason, row["short_by"] or 0]),
+        None,
     ]
     return [decision, row["sequence"], (row["at"] - _EPOCH) // timedelta(microseconds=1)]
+
+
+def _is_bound(outcome: list[Any]) -> bool:
+    """
+    Say whether an outcome is in a table of its own, and not in a row of `transfers`.
+    """
+    decision = outcome[0]
+    return decision[0] not in (POSTED, REJECTED) or decision[-1] is not None
+
+
+def _id_of(outcome: list[Any]) -> bytes:
+    return names_of(outcome[0])[1]

@@ -18,11 +18,18 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from processor.core.hold import Hold, RefundTotal
 from processor.core.record import Record
 from processor.core.state import Remembered
 from processor.core.wallet import Wallet
 from processor.flow.ports import AppendInDoubt, Fenced, ShardHalted, StoreUnavailable
 from processor.storage.connection import Durability, given_up_on
+from processor.storage.count_rows import (
+    each_hold_once,
+    each_total_once,
+    holds_named,
+    refunds_named,
+)
 from processor.storage.every_database import EveryDatabase
 from processor.storage.outcomes import key_pages, outcomes_under
 from processor.storage.recovery_view import PROJECTION, PostgresRecoveryView
@@ -284,6 +291,22 @@ class PostgresShardStore:
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
         rows = await self._reader.fetch(WALLETS, self._shard_id, list(wallet_ids))
         return [wallet_from_row(row) for row in rows]
+
+    async def load_holds(
+        self, hold_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Hold]:
+        asked = list(hold_ids)
+        if everywhere:
+            return each_hold_once(await self._everywhere.holds_named(asked))
+        return await holds_named(self._reader, asked, self._shard_id)
+
+    async def load_refunds(
+        self, transfer_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[RefundTotal]:
+        asked = list(transfer_ids)
+        if everywhere:
+            return each_total_once(asked, await self._everywhere.refunds_named(asked))
+        return each_total_once(asked, await refunds_named(self._reader, asked, self._shard_id))
 
     async def load_slot(self, slot: int) -> list[Wallet]:
         rows = await self._reader.fetch(WALLETS_OF_SLOT, self._shard_id, slot)

@@ -7,10 +7,11 @@ Rule 2: each database is read in one read-only snapshot, while the ledger runs o
 Rule 3: the journal is judged first; a shard whose journal contradicts itself has no tables to
         compare. Per table the first difference is reported, so one verdict shows every kind.
 Rule 4: memory grows with the wallets of one shard, with the transfers that are not projected yet
-        (about 250 bytes each), with what is on its way between shards and with the outcomes that
-        came with slots, never with the transfers there are: that no key is used twice is known of
-        projected ones by the unique index of `transfers`, whose every row is compared, and over
-        several databases by reading their sorted keys side by side.
+        (about 250 bytes each), with what is on its way between shards, with open holds, with
+        transfers of which something went back and with the outcomes that came with slots, never
+        with the transfers there are: that no key is used twice is known of projected ones by the
+        unique index of `transfers`, whose every row is compared, and over several databases by
+        reading their sorted keys side by side.
 
 A check is an async function over an `Audit`, in CHECKS; another projection adds its own.
 While an audit runs, its snapshots keep Postgres from clearing away old row versions: audit a
@@ -23,7 +24,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 
 from processor.storage.audit import Audit, AuditedDatabase, Progress, Verdict
-from processor.storage.channel_audit import check_channels, check_slots
+from processor.storage.channel_audit import (
+    check_channels,
+    check_refunded,
+    check_refunds,
+    check_slots,
+)
 from processor.storage.connection import connect
 from processor.storage.key_audit import check_keys, check_pending_keys
 from processor.storage.payout_audit import check_payout_batches, check_payout_items
@@ -70,6 +76,8 @@ CHECKS: list[Check] = [
     check_pending_keys,
     check_keys,
     check_channels,
+    check_refunds,
+    check_refunded,
     check_slots,
     check_payout_items,
     check_payout_batches,

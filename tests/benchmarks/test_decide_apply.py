@@ -79,7 +79,7 @@ def with_fresh_state() -> tuple[tuple[ShardState], dict[str, object]]:
 def decided(state: ShardState) -> list[Decision]:
     decisions: list[Decision] = []
     for command in COMMANDS:
-        decision = decide_move(state, command)
+        decision = decide_move(state, command, AT_US)
         assert isinstance(decision, TransferPosted)
         apply_posted(state, decision, 1, AT_US)
         decisions.append(decision)

@@ -21,12 +21,15 @@ from processor.core.decisions import (
     WalletOpened,
     decode_decisions,
 )
+from processor.core.hold import Hold, HoldStatus, RefundTotal
 from processor.core.slots import SLOT_COUNT, SlotMap, slot_of
 from processor.core.wallet import is_system_wallet
 from processor.flow.ports import SetBack, ShardCluster, ShardHalted, ShardStore, StoreUnavailable
-from tests.support.books import Journal, assert_snapshot, row_facts
+from processor.storage.count_rows import each_hold_once, each_total_once
+from tests.support.books import Journal, assert_snapshot, row_facts, tables_of
 from tests.support.commands import open_wallet
 from tests.support.databases import Databases, execute
+from tests.support.money_net import moneyed_net
 from tests.support.sealed_net import SealedNet, eventful_net
 from tests.support.store_rigs import ClusterRig, MemoryClusterRig, PostgresClusterRig
 
@@ -34,8 +37,8 @@ MakeStore = Callable[[int], ShardStore]
 MakeCluster = Callable[[int], ShardCluster]
 EMPTY = """
     TRUNCATE shard, journal, watermark, wallets, transfers, slots, channels_out, channels_in,
-             channel_answers, pending_entries, carried_outcomes, witness, slot_map, placement,
-             database;
+             channel_answers, pending_entries, outcomes, holds, refunds, linked_begun,
+             linked_prepared, witness, slot_map, placement, database;
     UPDATE cluster SET catalog_id = NULL
 """
 
@@ -196,6 +199,53 @@ async def test_keys_are_found_everywhere(make_store: MakeStore, rig: ClusterRig)
         assert {one[0].key: one for one in found} == own
 
 
+async def test_holds_and_refunds_are_found_everywhere(
+    make_store: MakeStore, rig: ClusterRig
+) -> None:
+    """
+    Whoever asks, a hold is told once, as it ended if it did, and a total as it was counted last;
+    in the own tables alone as those have it.
+    """
+    net = moneyed_net()
+    owners = await write(make_store, net)
+    for shard in net.shards:
+        await rig.project(shard.shard_id)
+    tables = [tables_of(Journal(shard.records, shard.shard_id)) for shard in net.shards]
+    holds = {hold_id for own in tables for hold_id in own.holds}
+    refunds = {transfer_id for own in tables for transfer_id in own.refunds}
+    latest = {
+        transfer_id: max(
+            (own.refunds[transfer_id] for own in tables if transfer_id in own.refunds),
+            key=lambda total: total.version,
+        )
+        for transfer_id in refunds
+    }
+    assert any(own.refunds != latest and own.refunds for own in tables)
+    assert sum(len(own.holds) for own in tables) == len(holds)
+    for owner, own in zip(owners, tables, strict=True):
+        found = await owner.load_holds(holds, everywhere=True)
+        assert sorted(found, key=lambda one: one.hold_id) == sorted(
+            (hold for one in tables for hold in one.holds.values()), key=lambda one: one.hold_id
+        )
+        assert {one.hold_id: one for one in await owner.load_holds(holds)} == own.holds
+        totals = await owner.load_refunds(refunds, everywhere=True)
+        assert {one.transfer_id: one for one in totals} == latest
+        totals = await owner.load_refunds(refunds)
+        assert {one.transfer_id: one for one in totals if one.version} == own.refunds
+
+
+def test_of_several_rows_the_last_one_counts() -> None:
+    """
+    A hold that has ended is not open any more, and what went back is not less than it was.
+    """
+    hold = Hold(bytes(16), "m", "w", "", "EUR", 9, 0, 0, HoldStatus.OPEN, False, 1, 2)
+    ended = replace(hold, status=HoldStatus.VOIDED)
+    assert each_hold_once([hold, ended]) == each_hold_once([ended, hold]) == [ended]
+    early, late = RefundTotal(bytes(16), "w", 9, 1), RefundTotal(bytes(16), "w", 5, 2)
+    for rows in ([early, late], [late, early]):
+        assert each_total_once([bytes(16)], rows) == [late]
+
+
 # --- Keys in a database that was restored ---------------------------------------------------------
 
 
@@ -211,11 +261,15 @@ async def ask_everywhere(owner: ShardStore, keys: list[bytes]) -> int:
 
 async def assert_refused(owner: ShardStore, keys: list[bytes], why: str) -> None:
     """
-    Neither is a key looked up nor a filter filled, not at the second try either.
+    No key, hold or total is looked up and no filter filled, not at the second try either.
     """
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match=why):
             await owner.load_keys(keys, everywhere=True)
+    with pytest.raises(StoreUnavailable, match=why):
+        await owner.load_holds(keys, everywhere=True)
+    with pytest.raises(StoreUnavailable, match=why):
+        await owner.load_refunds(keys, everywhere=True)
     with pytest.raises(StoreUnavailable, match=why):
         [page async for page in owner.key_pages(everywhere=True)]
 

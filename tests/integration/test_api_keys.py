@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from processor.storage.api_keys import (
+    MerchantIdUnfit,
     MerchantUnknown,
     Scope,
     create_key,
@@ -120,6 +121,20 @@ async def test_a_merchant_is_made_once(conn):
     assert await conn.fetchval("SELECT name FROM merchants") == "Acme Ltd"
     with pytest.raises(MerchantUnknown, match="nobody"):
         await create_key(conn, "nobody", set(), "")
+
+
+async def test_a_merchants_id_is_short_and_plain(conn):
+    """
+    Any other is refused with what one is; one from before there was a form stays as it is.
+    """
+    for merchant_id in ("a", "0", "Z9._-", "x" * 32):
+        assert await create_merchant(conn, merchant_id, "")
+    for merchant_id in ("", "$system", "-a", "a b", "a:b", "é", "a\n", "x" * 33):
+        with pytest.raises(MerchantIdUnfit, match="1 to 32 of A-Z"):
+            await create_merchant(conn, merchant_id, "")
+    assert await conn.fetchval("SELECT count(*) FROM merchants") == 5
+    await conn.execute("INSERT INTO merchants (merchant_id, name) VALUES ('Old & Sons', '')")
+    assert not await create_merchant(conn, "Old & Sons", "")
 
 
 async def test_a_scope_of_a_newer_build_grants_nothing(conn):

@@ -75,7 +75,7 @@ ERIN = name_on(2, 3)
 NO_DATABASE = AuditedDatabase(0, "", None)
 EMPTY = (
     "TRUNCATE shard, journal, watermark, wallets, transfers, slots, channels_out, channels_in,"
-    " channel_answers, pending_entries, carried_outcomes, slot_map, placement, database"
+    " channel_answers, pending_entries, outcomes, slot_map, placement, database"
 )
 
 
@@ -301,20 +301,20 @@ TAMPERED = [
         ("pending_entries", "row"),
     ),
     (
-        f"UPDATE carried_outcomes SET sequence = 1 WHERE key = '{identifier('rejected').hex()}'",
-        ("carried_outcomes", "sequence"),
+        f"UPDATE outcomes SET sequence = 1 WHERE key = '{identifier('rejected').hex()}'",
+        ("outcomes", "sequence"),
     ),
     (
-        f"UPDATE carried_outcomes SET outcome = '' WHERE key = '{identifier('rejected').hex()}'",
-        ("carried_outcomes", "outcome"),
+        f"UPDATE outcomes SET outcome = '' WHERE key = '{identifier('rejected').hex()}'",
+        ("outcomes", "outcome"),
     ),
     (
-        f"DELETE FROM carried_outcomes WHERE key = '{identifier('rejected').hex()}'",
-        ("carried_outcomes", "row"),
+        f"DELETE FROM outcomes WHERE key = '{identifier('rejected').hex()}'",
+        ("outcomes", "row"),
     ),
     (
-        "INSERT INTO carried_outcomes VALUES (2, gen_random_uuid(), 1, '')",
-        ("carried_outcomes", "row"),
+        "INSERT INTO outcomes VALUES (2, gen_random_uuid(), 1, '')",
+        ("outcomes", "rows"),
     ),
     (f"UPDATE wallets SET shard_id = 0 WHERE wallet_id = '{BOB}'", ("wallets", "row")),
     (
@@ -413,7 +413,7 @@ WRONG = [
     (0, reserve, TransferReserved, {"chain": CHAIN}, "chain of the channel"),
     (0, reserve, TransferReserved, {"amount": 10}, "chain of the channel"),
     (0, reserve, TransferReserved, {"amount": 0}, "chain of the channel"),
-    (0, reserve, TransferReserved, {"transfer_type": 2}, "type"),
+    (0, reserve, TransferReserved, {"transfer_type": 2}, "chain of the channel"),
     (0, reserve, TransferReserved, {"key": b"short"}, "key"),
     (0, reserve, TransferReserved, {"peer": 0}, "peer"),
     (0, reserve, TransferReserved, {"destination": ERIN, "peer": 9}, "number"),
@@ -618,6 +618,8 @@ SYSTEM_ELSEWHERE = next(
 RECHAINED = [
     (0, reserve, TransferReserved, {"amount": 0}, "amount"),
     (0, reserve, TransferReserved, {"amount": 10_000}, "available of the source"),
+    (0, reserve, TransferReserved, {"transfer_type": 2}, "type"),
+    (0, reserve, TransferReserved, {"counted_at_us": 5}, "counted at"),
     (0, reserve, TransferReserved, {"source": NOBODY}, "source"),
     (0, reserve, TransferReserved, {"source": "$world:0:EUR"}, "source"),
     (0, reserve, TransferReserved, {"destination": SYSTEM_ELSEWHERE}, "destination"),

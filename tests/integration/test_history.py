@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from processor.core.commands import TransferType
@@ -18,8 +19,9 @@ from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import connect
-from processor.storage.history import EntryRow, History, Progress, ShardProgress
-from processor.storage.transfer_search import TransferFound, TransferSide
+from processor.storage.entries import NOTHING_YET, EntryFilter, EntryRow, PastBalance, Span
+from processor.storage.history import History, Progress, ShardProgress
+from processor.storage.transfer_found import TransferFound, TransferSide
 from tests.support.databases import execute
 from tests.support.journal_builder import START_US, JournalBuilder, project, write_journal
 
@@ -70,6 +72,12 @@ async def the_transfer(history: History, transfer_id: bytes) -> TransferFound | 
     return search.found[0] if search.found else None
 
 
+async def entries_of(history: History, wallet_id: str, span: Span) -> list[EntryRow]:
+    rows = await history.entries(wallet_id, span)
+    assert rows is not None, "the span is whole"
+    return rows
+
+
 def versions(rows: list[EntryRow]) -> list[int]:
     return [row.version for row in rows]
 
@@ -79,7 +87,7 @@ async def test_entries_are_the_versions(database: str) -> None:
     Each version appears once, in order, with a balance that follows from the one before.
     """
     async with history_of(database, busy_ledger()) as history:
-        rows = await history.entries_after("a", 0, 100)
+        rows = await entries_of(history, "a", Span(1, 13))
 
     assert versions(rows) == list(range(1, 14))
     balance = 0
@@ -92,21 +100,145 @@ async def test_entries_are_the_versions(database: str) -> None:
     assert (first.reference, first.metadata, first.at_us) == ("first", '{"k":1}', START_US + 1)
 
 
-@pytest.mark.parametrize("limit", [1, 4, 5, 100])
-async def test_pages_meet(database: str, limit: int) -> None:
+@pytest.mark.parametrize("size", [1, 4, 5, 13])
+async def test_spans_meet(database: str, size: int) -> None:
     """
-    Pages in either direction give every entry once, whatever their size.
+    Spans give every entry once, whatever their size; one that ends behind the last is not whole.
     """
     async with history_of(database, busy_ledger()) as history:
-        forward: list[int] = []
-        while page := await history.entries_after("a", forward[-1] if forward else 0, limit):
-            forward += versions(page)
-        backward: list[int] = []
-        while page := await history.entries_before("a", backward[-1] if backward else None, limit):
-            backward += versions(page)
+        seen: list[int] = []
+        for first in range(1, 14, size):
+            seen += versions(await entries_of(history, "a", Span(first, min(13, first + size - 1))))
+        assert await history.entries("a", Span(10, 14)) is None
+        assert await history.entries("a", Span(14, 14)) is None
+        assert await history.entries("a", Span(14, 13)) == []
+        assert await history.last_version("a") == 13
+        assert await history.last_version("nobody") == 0
 
-    assert forward == list(range(1, 14))
-    assert backward == forward[::-1]
+    assert seen == list(range(1, 14))
+
+
+# --- Some of the entries ------------------------------------------------------------------
+
+DEPOSITS = EntryFilter(transfer_type=TransferType.DEPOSIT)
+SEVENTH = EntryFilter(reference="r7")
+
+
+def referenced_ledger() -> JournalBuilder:
+    """
+    Wallet `a` gets 10 and then gives 1 to `b`, with a reference, six times over.
+    """
+    builder = JournalBuilder()
+    builder.start_epoch()
+    builder.open_wallet("a")
+    builder.open_wallet("b")
+    for number in range(1, 13):
+        if number % 2:
+            builder.deposit("a", 10, reference=f"r{number}")
+        else:
+            builder.transfer("a", "b", 1, reference=f"r{number}")
+        builder.seal()
+    return builder
+
+
+@pytest.mark.parametrize(
+    ("only", "span", "limit", "found"),
+    [
+        (DEPOSITS, Span(1, 12), 100, [1, 3, 5, 7, 9, 11]),
+        (DEPOSITS, Span(4, 8), 100, [5, 7]),
+        (DEPOSITS, Span(1, 12), 2, [1, 3]),
+        (SEVENTH, Span(1, 12), 100, [7]),
+        (SEVENTH, Span(8, 12), 100, []),
+        (EntryFilter(TransferType.TRANSFER, "r7"), Span(1, 12), 100, []),
+        (EntryFilter(reference="r"), Span(1, 12), 100, []),
+        (EntryFilter(), Span(2, 4), 100, [2, 3, 4]),
+        (DEPOSITS, Span(3, 2), 100, []),
+    ],
+)
+async def test_only_what_is_wanted(
+    database: str, only: EntryFilter, span: Span, limit: int, found: list[int]
+) -> None:
+    """
+    A filter lets pass what has exactly this type and this reference, from either end.
+    """
+    async with history_of(database, referenced_ledger()) as history:
+        forward = await history.entries_chosen("a", span, only, limit=limit, newest_first=False)
+        backward = await history.entries_chosen("a", span, only, limit=100, newest_first=True)
+
+    assert forward is not None
+    assert backward is not None
+    assert versions(forward) == found
+    assert versions(backward)[::-1][:limit] == found
+
+
+@pytest.mark.parametrize("lost", [1, 6, 7, 12])
+async def test_what_does_not_match_is_missed_too(database: str, lost: int) -> None:
+    """
+    Nobody can say of an entry that is not there yet whether it would have matched.
+    """
+    async with history_of(database, referenced_ledger()) as history:
+        await execute(database, f"DELETE FROM transfers WHERE reference = 'r{lost}'")
+        for newest_first in (False, True):
+            assert (
+                await history.entries_chosen(
+                    "a", Span(1, 12), DEPOSITS, limit=1, newest_first=newest_first
+                )
+                is None
+            )
+
+
+# --- Balances of the past -----------------------------------------------------------------
+
+
+async def test_balances_behind_each_entry(database: str) -> None:
+    """
+    By version and by the instant of its record; between two instants it is that of the earlier.
+    """
+    builder = referenced_ledger()
+    async with history_of(database, builder) as history:
+        assert await history.balance_of_version("a", 0) == NOTHING_YET
+        assert await history.balance_of_version("a", 13) is None
+        assert await history.balance_at("a", START_US, known=12) == NOTHING_YET
+        balance = 0
+        for version in range(1, 13):
+            balance += 10 if version % 2 else -1
+            at_us = START_US + version
+            found = PastBalance(version, balance, at_us)
+            assert await history.balance_of_version("a", version) == found
+            assert await history.balance_at("a", at_us, known=12) == found
+        assert await history.balance_at("a", START_US + 10**12, known=12) == found
+        assert await history.balance_at("a", 0, known=12) == NOTHING_YET
+        assert await history.balance_at("nobody", START_US, known=0) == NOTHING_YET
+
+
+async def test_a_record_counts_as_a_whole(database: str) -> None:
+    """
+    Of several entries of one instant the last one is what the wallet had then.
+    """
+    builder = busy_ledger()
+    builder.transfer("a", "b", 1)
+    builder.transfer("a", "b", 1)
+    builder.transfer("b", "a", 2)
+    at_us = builder.seal().at_us
+    async with history_of(database, builder) as history:
+        found = await history.balance_at("a", at_us, known=16)
+        before = await history.balance_at("a", at_us - 1, known=16)
+
+    assert found == PastBalance(16, 94, at_us)
+    assert before is not None
+    assert before.version == 13
+
+
+async def test_as_of_is_the_last_record_of_the_tables(database: str) -> None:
+    """
+    What the history of a wallet's shard has come to, which may be short of the journal.
+    """
+    builder = busy_ledger()
+    async with history_of(database, builder, watermark=5) as history:
+        wallet = await history.wallet("a")
+        assert wallet is not None
+        assert await history.as_of(wallet) == builder.records[4].at_us
+        assert await history.as_of(msgspec.structs.replace(wallet, sequence=99)) is None
 
 
 async def test_wallets_by_id(database: str) -> None:
@@ -188,7 +320,7 @@ async def test_unknown_is_unknown(database: str) -> None:
     async with history_of(database, busy_ledger(), watermark=1) as history:
         assert await the_transfer(history, bytes(16)) is None
         assert await history.wallet("z") is None
-        assert await history.entries_after("z", 0, 10) == []
+        assert await history.last_version("z") == 0
 
 
 async def test_progress_of_shards(database: str) -> None:

@@ -7,8 +7,10 @@ Method: the journals of two shards in two databases, written decision by decisio
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import pytest
 
@@ -38,12 +40,13 @@ from processor.core.slots import slot_of
 from processor.core.wallet import SYSTEM_MERCHANT, due_wallet_id, world_wallet_id
 from processor.flow.ports import StoreUnavailable
 from processor.storage.connection import connect
-from processor.storage.history import EntryRow, History, is_whole
+from processor.storage.entries import VERSION_AT, EntryFilter, EntryRow, PastBalance, Span
+from processor.storage.history import History
 from processor.storage.projection import Projection
-from processor.storage.transfer_search import TransferFound, TransferSide, with_owners
+from processor.storage.transfer_found import TransferFound, TransferSide, with_owners
 from tests.support.commands import identifier
 from tests.support.databases import Databases, execute
-from tests.support.journal_builder import JournalBuilder, write_journal
+from tests.support.journal_builder import START_US, JournalBuilder, write_journal
 
 MINIMUM = -(2**62)
 PAID, REFUSED, RECALLED = identifier("paid"), identifier("refused"), identifier("recalled")
@@ -273,8 +276,8 @@ async def test_the_other_side_is_a_wallet_and_not_what_is_due(dsns: list[str]) -
         await shard.write(len(shard.records))
         await shard.project()
     async with history_of(dsns) as history:
-        paid = await history.entries_after("a", 0, 10)
-        received = await history.entries_before("b", None, 10)
+        paid = await entries_of(history, "a", Span(1, 3))
+        received = await entries_of(history, "b", Span(1, 1))
 
     assert [(row.version, row.balance, row.counterparty) for row in paid] == [
         (1, 100, None),
@@ -342,6 +345,12 @@ def taker(dsn: str) -> Shard:
     )
 
 
+async def entries_of(history: History, wallet_id: str, span: Span) -> list[EntryRow]:
+    rows = await history.entries(wallet_id, span)
+    assert rows is not None, "the span is whole"
+    return rows
+
+
 def versions(rows: list[EntryRow]) -> list[int]:
     return [row.version for row in rows]
 
@@ -355,10 +364,10 @@ async def test_a_wallet_that_moved_has_one_history(dsns: list[str]) -> None:
         await shard.write(len(shard.records))
         await shard.project()
     async with history_of(dsns) as history:
-        assert versions(await history.entries_after("m", 0, 10)) == [1, 2, 3, 4]
-        assert versions(await history.entries_after("m", 1, 2)) == [2, 3]
-        assert versions(await history.entries_before("m", None, 2)) == [4, 3]
-        assert versions(await history.entries_before("m", 3, 10)) == [2, 1]
+        for span in (Span(1, 4), Span(2, 3), Span(3, 4), Span(4, 4)):
+            rows = await entries_of(history, "m", span)
+            assert versions(rows) == list(range(span.first, span.last + 1))
+        assert await history.last_version("m") == 4
         row = await history.wallet("m")
         assert row is not None
         assert (row.shard_id, row.version, row.posted) == (1, 4, 40)
@@ -384,10 +393,9 @@ async def test_of_two_rows_the_later_counts(dsns: list[str], together: bool) -> 
         assert await history.wallets_of("acme", after="", limit=1) == [row]
 
 
-async def test_a_page_that_lacks_a_version_is_known(dsns: list[str]) -> None:
+async def moved_with_a_gap(dsns: list[str]) -> Shard:
     """
-    The new shard's entries are in the tables before the old one's: going on behind such a page
-    would skip an entry for ever.
+    Bring the new shard's entries into the tables before the old one's third; give the old one.
     """
     old, new = giver(dsns[0]), taker(dsns[1])
     await old.write(3)
@@ -395,13 +403,138 @@ async def test_a_page_that_lacks_a_version_is_known(dsns: list[str]) -> None:
     await old.write(2)
     await new.write(3)
     await new.project()
-    async with history_of(dsns) as history:
-        rows = await history.entries_after("m", 0, 10)
-        assert versions(rows) == [1, 2, 4]
-        assert not is_whole(rows, after=0, before=None, known=4, limit=10)
+    return old
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_span_that_lacks_a_version_is_no_history(dsns: list[str], together: bool) -> None:
+    """
+    The new shard's entries are in the tables before the old one's: going on behind such a page
+    would skip an entry for ever. Nor is the balance told of a time that the entry may be of, and
+    a filter does not make it whole.
+    """
+    dsns = [dsns[0], dsns[0]] if together else dsns
+    old = await moved_with_a_gap(dsns)
+    await execute(dsns[1], later(4, START_US + 100))
+    every = EntryFilter(TransferType.DEPOSIT)
+    second_us, third_us = START_US + 2, START_US + 3
+    async with history_of(dsns[:1] if together else dsns) as history:
+        assert await history.entries("m", Span(1, 4)) is None
+        assert versions(await entries_of(history, "m", Span(1, 2))) == [1, 2]
+        for newest_first in (False, True):
+            assert (
+                await history.entries_chosen(
+                    "m", Span(1, 4), every, limit=1, newest_first=newest_first
+                )
+                is None
+            )
+        assert await history.balance_of_version("m", 3) is None
+        for at_us in (second_us, third_us):
+            assert await history.balance_at("m", at_us, known=4) is None
+        # Behind the gap each entry tells its own balance.
+        assert await balances(history, START_US + 100) == (4, 40)
+
         await old.project()
-        rows = await history.entries_after("m", 0, 10)
-        assert is_whole(rows, after=0, before=None, known=4, limit=10)
+        assert versions(await entries_of(history, "m", Span(1, 4))) == [1, 2, 3, 4]
+        chosen = await history.entries_chosen("m", Span(1, 4), every, limit=3, newest_first=True)
+        assert chosen is not None
+        assert versions(chosen) == [4, 3, 2]
+
+
+async def balances(history: History, at_us: int) -> tuple[int, int] | None:
+    found = await history.balance_at("m", at_us, known=4)
+    return None if found is None else (found.version, found.balance)
+
+
+async def test_a_past_balance_is_that_of_whichever_database(dsns: list[str]) -> None:
+    """
+    Of what the databases have up to an instant, the highest version counts.
+    """
+    for shard in (giver(dsns[0]), taker(dsns[1])):
+        await shard.write(len(shard.records))
+        await shard.project()
+    # The taker's clock: its third record is as late as the giver's fifth.
+    await execute(dsns[1], later(4, START_US + 100))
+    async with history_of(dsns) as history:
+        assert await balances(history, START_US) == (0, 0)
+        assert await balances(history, START_US + 1) == (1, 10)
+        assert await balances(history, START_US + 2) == (2, 20)
+        assert await balances(history, START_US + 99) == (3, 30)
+        assert await balances(history, START_US + 100) == (4, 40)
+        found = await history.balance_of_version("m", 4)
+        assert found == PastBalance(4, 40, START_US + 100)
+
+
+def later(version: int, at_us: int) -> str:
+    """
+    Write that `m`'s entry was at another time.
+    """
+    at = f"'epoch'::timestamptz + {at_us} * interval '1 microsecond'"
+    entry = f"destination = 'm' AND destination_version = {version}"
+    return f"UPDATE transfers SET at = {at} WHERE {entry}"
+
+
+async def test_of_a_clock_that_is_behind_the_later_entry_counts(dsns: list[str]) -> None:
+    """
+    The shard that a wallet came to has the earlier time: then what was told last is the balance,
+    and every instant has one.
+    """
+    for shard in (giver(dsns[0]), taker(dsns[1])):
+        await shard.write(len(shard.records))
+        await shard.project()
+    await execute(dsns[1], later(4, START_US + 1))
+    async with history_of(dsns) as history:
+        assert await balances(history, START_US) == (0, 0)
+        for offset_us in (1, 2, 3, 50):
+            assert await balances(history, START_US + offset_us) == (4, 40)
+
+
+_INSERT = """
+    INSERT INTO transfers (transfer_id, shard_id, sequence, at, type, merchant_id, source,
+        source_version, source_balance, destination, destination_version, destination_balance,
+        currency, amount)
+    SELECT gen_random_uuid(), 0, 1, to_timestamp($2), 1, 'acme', 'other', 0, 0, 'm', $1, $1,
+           'EUR', 1
+"""
+
+
+async def write_entries(dsn: str, times_s: dict[int, int]) -> None:
+    """
+    Write entries of `m`: by version, the second of each; its balance is the version.
+    """
+    conn = await connect(dsn, application_name="tests")
+    await conn.executemany(_INSERT, list(times_s.items()))
+    await conn.close()
+
+
+async def test_what_comes_next_is_always_later(dsns: list[str]) -> None:
+    """
+    Clocks that are far apart, and a wallet that went to and fro: bisection of one database ends
+    before an entry of the other that is not later, and it is gone on from there.
+    """
+    await write_entries(dsns[0], {3: 3, 5: 25, 7: 30})
+    await write_entries(dsns[1], {1: 1, 2: 10, 4: 2, 6: 20})
+    async with history_of(dsns) as history:
+        found = await history.balance_at("m", 5_000_000, known=7)
+    assert found == PastBalance(4, 4, 2_000_000)
+
+
+async def test_versions_of_elsewhere_are_passed_over(dsns: list[str]) -> None:
+    """
+    However few of a wallet's versions are in a database, each moment is found in it.
+    """
+    chance = random.Random(5)
+    here = sorted(chance.sample(range(1, 200), 40))
+    times_s = {version: 10 * (index // 2 + 1) for index, version in enumerate(here)}
+    await write_entries(dsns[0], times_s)
+    conn = await connect(dsns[0], application_name="tests")
+    for second in range(0, 220, 5):
+        for above in (0, here[7], here[20] - 1, 500):
+            instant = datetime.fromtimestamp(second, UTC)
+            found = await conn.fetchval(VERSION_AT, "m", instant, above)
+            right = [v for v, time_s in times_s.items() if time_s <= second and v > above]
+            assert found == max(right, default=above)
+    await conn.close()
 
 
 async def test_lists_are_merged_by_id(dsns: list[str]) -> None:
@@ -457,7 +590,9 @@ async def test_without_a_database_nothing_is_called_unknown(dsns: list[str]) -> 
         with pytest.raises(StoreUnavailable):
             await history.wallets_of("acme", after="", limit=10)
         with pytest.raises(StoreUnavailable):
-            await history.entries_after("a", 0, 10)
+            await history.entries("a", Span(1, 2))
+        with pytest.raises(StoreUnavailable):
+            await history.balance_at("a", START_US, known=2)
         progress = await history.shards()
         assert [shard.shard_id for shard in progress.shards] == [0]
         assert progress.databases_down == 1

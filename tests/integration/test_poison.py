@@ -179,6 +179,10 @@ def facts(asked: Asked, found: Result) -> tuple[object, ...]:
         found.posted,
         0,  # Nothing is on its way to another shard.
         found.version,
+        found.held,
+        0,  # Nor may anything come.
+        found.limits,
+        found.usage,
     )
 
 

@@ -19,6 +19,7 @@ from actors.write_behind import WriteBehind
 from configs.settings import WriteBehindSettings
 from processor.core.commands import SetWalletLimits, SetWalletStatus
 from processor.core.decisions import DECISION_FORMAT, EpochStarted, encode_decisions
+from processor.core.limits import Limits, Velocity
 from processor.core.record import BrokenChain, Record, seal
 from processor.core.reject_reason import RejectReason
 from processor.core.wallet import WalletStatus
@@ -28,6 +29,15 @@ from processor.storage.directory import Directory, ShardEntry
 from processor.storage.projection import Projection, WatermarkMoved
 from processor.storage.shard_store import STORE_ERRORS, PostgresShardStore
 from tests.support.books import read_balanced_tables, read_journal
+from tests.support.bound_commands import (
+    capture,
+    fee_leg,
+    hold_id_of,
+    leg,
+    linked,
+    place,
+    refund,
+)
 from tests.support.commands import MERCHANT, deposit, open_wallet, transfer
 from tests.support.databases import execute, reading
 from tests.support.gates import gate_at, locked_out
@@ -35,6 +45,7 @@ from tests.support.local_shard import LocalShard, owning
 from tests.support.tcp_proxy import Direction, Link, TcpProxy
 from tests.support.waiting import until
 
+LIMITS = Limits(credits=Velocity(day_amount=1_000))
 APPLICATION = "miliano/write-behind-0"
 SETTINGS = WriteBehindSettings(pause_ms=5, pause_ms_max=10)
 END_PROJECTION = f"""
@@ -90,8 +101,12 @@ async def everything(shard: LocalShard) -> None:
         transfer("b", "e", 5, key="2"),
         transfer("c", "a", 1, key="refused"),
         SetWalletStatus(MERCHANT, "c", WalletStatus.FROZEN),
-        SetWalletLimits(MERCHANT, "d", -100),
+        SetWalletLimits(MERCHANT, "d", -100, LIMITS),
+        transfer("b", "d", 1, key="limited"),
     )
+    await shard.ask(place("a", 10, destination="b"), capture(hold_id_of("a"), 4))
+    await shard.ask(refund("1", "b", "a", 3, refundable=10, key="refund"))
+    await shard.ask(linked(leg("a", "d", 1), fee_leg("d", 1)))
 
 
 LOCKS = {
@@ -100,7 +115,10 @@ LOCKS = {
     "the new wallets": "LOCK wallets IN SHARE MODE",
     "the balances": "SELECT FROM wallets WHERE wallet_id = 'a' FOR UPDATE",
     "the statuses": "SELECT FROM wallets WHERE wallet_id = 'c' FOR UPDATE",
-    "the minimums": "SELECT FROM wallets WHERE wallet_id = 'd' FOR UPDATE",
+    "the limits": "SELECT FROM wallets WHERE wallet_id = 'd' FOR UPDATE",
+    "the holds": "LOCK holds IN SHARE MODE",
+    "the refunds": "LOCK refunds IN SHARE MODE",
+    "the outcomes": "LOCK outcomes IN SHARE MODE",
 }
 
 

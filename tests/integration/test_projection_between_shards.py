@@ -1,13 +1,14 @@
 """
 Goal: what goes between shards is told by the tables exactly as the journals tell it: ends of
-      channels, what is on its way, slots, wallets that came and went, outcomes that came along.
-Method: two shards that did all that they can do with each other, projected in rounds of every
+      channels, what is on its way, slots, wallets that came and went, outcomes that came along,
+      holds, refunds, limits and linked transfers.
+Method: shards that did all that they can do with each other, projected in rounds of every
         cut; after each round the tables are compared with a replay of the journal up to there.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
@@ -18,12 +19,23 @@ from processor.core.decisions import (
     DECISION_FORMAT,
     Decision,
     EpochStarted,
+    HoldChanged,
+    LinkedDone,
+    LinkedPosted,
+    PrepareSent,
     SlotDelivered,
     SlotsGranted,
     TransferReserved,
     TransferSettled,
+    UsageCounted,
+    VerdictDelivered,
+    VerdictSent,
+    VerdictTaken,
+    VoteTaken,
+    WalletLimitsSet,
     encode_decisions,
 )
+from processor.core.limits import Counter
 from processor.core.record import GENESIS_CHAIN, BrokenChain, Record, seal
 from processor.core.slots import SLOT_COUNT, slot_of
 from processor.core.state import ShardState
@@ -31,6 +43,7 @@ from processor.storage.projection import Projection, Unprojectable
 from tests.support.books import Journal, read_balanced_tables
 from tests.support.commands import MERCHANT, deposit, open_wallet, transfer
 from tests.support.databases import execute, reading
+from tests.support.money_net import moneyed_net
 from tests.support.sealed_net import SealedNet, eventful_net, names_in
 
 INSERT = """
@@ -57,13 +70,16 @@ async def write(dsn: str, records: Sequence[Record]) -> None:
         await connection.executemany(INSERT, rows)
 
 
+@pytest.mark.parametrize("make_net", [eventful_net, moneyed_net])
 @pytest.mark.parametrize("records_a_round", [1, 3, 7, 1_000])
-async def test_every_cut_tells_the_same(database: str, records_a_round: int):
+async def test_every_cut_tells_the_same(
+    database: str, records_a_round: int, make_net: Callable[[], SealedNet]
+):
     """
     Whatever a round holds, the tables are what the journal says up to its end; both shards are in
     one database, where a wallet that moves has a row of each for a moment.
     """
-    net = eventful_net()
+    net = make_net()
     settings = WriteBehindSettings(records_max=records_a_round)
     for shard in reversed(net.shards):
         async with projecting(database, shard.shard_id, settings) as projection:
@@ -205,6 +221,55 @@ async def test_what_is_not_on_its_way_is_not_settled(database: str):
         ):
             await write(database, [sealed([wrong], shard.records)])
             with pytest.raises(Unprojectable, match=r"not on their way|is another one"):
+                await projection.step()
+            await projection.open()
+            assert projection.watermark == mark
+            await execute(database, f"DELETE FROM journal WHERE sequence > {mark}")
+        await read_balanced_tables(database, 0)
+
+
+def contradictions(state: ShardState) -> list[tuple[Decision, str]]:
+    """
+    List what cannot be told behind the journal of *state*, with the words of the refusal.
+    """
+    posted, undecided = (
+        next(one.begun for one in state.linked.values() if (one.posted is not None) == is_posted)
+        for is_posted in (True, False)
+    )
+    outboxes = [channel.outbox.values() for channel in state.channels.outgoing.values()]
+    sent = [pending for outbox in outboxes for pending in outbox]
+    asked = next(one for one in sent if isinstance(one, PrepareSent))
+    told = next(one for one in sent if isinstance(one, VerdictSent))
+    nobody, chain = bytes(16), bytes(16)
+    open_again = LinkedPosted(nobody, nobody, MERCHANT, [], [], is_open=True)
+    return [
+        (LinkedDone(nobody), "never begun"),
+        (LinkedDone(undecided.transfer_id), "never posted"),
+        (VerdictTaken(2, 1_000, chain, nobody, True, []), "never prepared"),
+        (VoteTaken(asked.peer, asked.number, nobody, 0), "is another one"),
+        (VoteTaken(told.peer, told.number, posted.transfer_id, 0), "is another one"),
+        (VerdictDelivered(told.peer, told.number, nobody), "is another one"),
+        (VerdictDelivered(asked.peer, asked.number, asked.linked_id), "is another one"),
+        (open_again, "UPDATE 0 of 1"),
+        (HoldChanged(nobody, 0, 0, 3, False, 1), "UPDATE 0 of 1"),
+        (UsageCounted("nobody", Counter(), Counter()), "UPDATE 0 of 1"),
+        (WalletLimitsSet("nobody", 0), "UPDATE 0 of 1"),
+    ]
+
+
+async def test_what_is_not_there_does_not_change_or_end(database: str):
+    """
+    A hold, a wallet, a question or a verdict that the tables do not have, or not so, halts with its
+    whole round unwritten.
+    """
+    shard = moneyed_net().zero
+    async with projecting(database, 0, WriteBehindSettings()) as projection:
+        await write(database, shard.records)
+        await projection.step()
+        mark = projection.watermark
+        for wrong, why in contradictions(shard.state):
+            await write(database, [sealed([wrong], shard.records)])
+            with pytest.raises((Unprojectable, BrokenChain), match=why):
                 await projection.step()
             await projection.open()
             assert projection.watermark == mark

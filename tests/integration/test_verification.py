@@ -37,8 +37,17 @@ from processor.storage import (
     payout_audit,
     recomputation,
     recomputed_between,
+    recomputed_books,
+    recomputed_counts,
     recomputed_ends,
+    recomputed_holds,
+    recomputed_layouts,
+    recomputed_legs,
+    recomputed_limits,
+    recomputed_linked,
+    recomputed_moves,
     recomputed_wallets,
+    row_audit,
     shard_audit,
     verification,
 )
@@ -340,6 +349,8 @@ TAMPERED = [
         ("wallets", "gone", "opened_at"),
     ),
     ("UPDATE wallets SET slot = 0 WHERE wallet_id = 'bob'", ("wallets", "bob", "slot")),
+    ("UPDATE wallets SET limits = '{1}' WHERE wallet_id = 'bob'", ("wallets", "bob", "limits")),
+    ("UPDATE wallets SET usage = '{1}' WHERE wallet_id = 'bob'", ("wallets", "bob", "usage")),
     ("UPDATE wallets SET shard_id = 1 WHERE wallet_id = 'bob'", ("wallets", "bob", "row")),
     ("UPDATE wallets SET wallet_id = 'zed' WHERE wallet_id = 'bob'", ("wallets", "zed", "row")),
     ("DELETE FROM wallets WHERE wallet_id = 'carol'", ("wallets", "carol", "row")),
@@ -379,11 +390,17 @@ TAMPERED = [
             "reference": "NULL",
             "metadata": """'{"month":"June"}'""",
             "counterparty": "'carol'",
+            "linked_to": "gen_random_uuid()",
+            "short_by": "1",
         }.items()
     ),
     (
         f"UPDATE transfers SET reason = 110 WHERE transfer_id = '{REFUSED}'",
         ("transfers", REFUSED, "reason"),
+    ),
+    (
+        f"UPDATE transfers SET short_by = short_by + 1 WHERE transfer_id = '{REFUSED}'",
+        ("transfers", REFUSED, "short_by"),
     ),
     (f"DELETE FROM transfers WHERE transfer_id = '{LAST_MOVE}'", ("transfers", LAST_MOVE, "row")),
     (
@@ -590,7 +607,11 @@ WRONG_DECISIONS = [
     (lambda books: next_posted(books, destination="carol"), "currency"),
     (lambda books: next_posted(books, currency="JPY"), "currency"),
     (lambda books: next_posted(books, merchant_id="evil"), "merchant"),
-    (lambda books: next_posted(books, transfer_type=9), "type"),
+    (lambda books: next_posted(books, transfer_type=10), "type"),
+    (lambda books: next_posted(books, transfer_type=TransferType.VOID), "type"),
+    (lambda books: next_posted(books, transfer_type=TransferType.CAPTURE), "terms"),
+    (lambda books: next_posted(books, transfer_type=TransferType.REFUND), "terms"),
+    (lambda books: next_posted(books, transfer_type=TransferType.FEE), "destination of this type"),
     (lambda books: next_posted(books, transfer_type=TransferType.DEPOSIT), "source of this type"),
     (
         lambda books: next_posted(books, transfer_type=TransferType.WITHDRAWAL),
@@ -606,6 +627,7 @@ WRONG_DECISIONS = [
     (lambda _: refused(amount=0), "amount"),
     (lambda _: refused(key=b""), "key"),
     (lambda _: refused(reason=None), "reason"),
+    (lambda _: refused(short_by=-1), "short by"),
     (lambda _: WalletOpened("alice", "acme", "EUR", 0), "wallet opened"),
     (lambda _: WalletStatusSet("nobody", WalletStatus.FROZEN), "wallet"),
     (lambda _: WalletStatusSet("alice", WalletStatus.CLOSED), "balance of a closed wallet"),
@@ -614,7 +636,7 @@ WRONG_DECISIONS = [
     (lambda _: EpochStarted("again"), "epoch"),
     (lambda _: [99, "alice", 1], "tag"),
     (lambda _: [7, "alice", 1], "fields of tag 7"),
-    (lambda _: [1, "dave"], "payload"),
+    (lambda _: [1, "dave"], "fields of tag 1"),
     (lambda _: [], "payload"),
     (lambda _: 17, "payload"),
     (lambda _: [[4], [4]], "payload"),
@@ -896,8 +918,10 @@ async def test_databases_without_payouts_can_be_audited(database: str, conn):
 # --- Independence -------------------------------------------------------------------------
 
 AUDITOR = (
-    *(verification, audit, shard_audit, channel_audit, key_audit, payout_audit),
-    *(recomputation, recomputed_between, recomputed_ends, recomputed_wallets),
+    *(verification, audit, shard_audit, row_audit, channel_audit, key_audit, payout_audit),
+    *(recomputation, recomputed_between, recomputed_books, recomputed_counts, recomputed_ends),
+    *(recomputed_holds, recomputed_layouts, recomputed_legs, recomputed_limits),
+    *(recomputed_linked, recomputed_moves, recomputed_wallets),
 )
 
 

@@ -8,7 +8,6 @@ doubled row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
 import asyncpg
@@ -19,26 +18,40 @@ from processor.core.apply import apply
 from processor.core.decisions import (
     CarriedOutcome,
     Decision,
-    EntryCredited,
+    HoldChanged,
+    HoldPlaced,
+    LinkedBegun,
+    PrepareSent,
     SlotGiven,
     SlotsGranted,
     SlotTaken,
     TransferPosted,
     TransferRejected,
     TransferReserved,
+    VerdictSent,
     decode_decisions,
 )
 from processor.core.invariants import books, broken_channels, broken_wallets
 from processor.core.record import GENESIS_CHAIN, Record, check_link
 from processor.core.slots import NOWHERE, SlotMap, slot_of
 from processor.core.state import ShardState
-from processor.core.wallet import Wallet, due_wallet_id, is_system_wallet
+from processor.core.wallet import Wallet, is_system_wallet
 from processor.flow.ports import InEnd, OutEnd, PendingRow, ShardSnapshot, SlotRow
+from processor.storage.count_rows import (
+    HOLD_COLUMNS,
+    REFUND_COLUMNS,
+    hold_from_row,
+    refund_from_row,
+)
 from processor.storage.journal_rows import RECORD_COLUMNS, record_from_row
 from processor.storage.outcomes import remembered_from_row
 from processor.storage.recovery_view import PostgresRecoveryView
 from processor.storage.wallet_rows import wallet_from_row
 from tests.support.databases import reading
+from tests.support.net_tables import NetTables
+from tests.support.transfer_rows import OUTCOMES, ROWS, TransferRows
+
+_decode_outcome = msgspec.msgpack.Decoder(CarriedOutcome).decode
 
 _TRANSFERS = """
     SELECT *, (extract(epoch FROM at) * 1000000)::bigint AS at_us FROM transfers
@@ -115,10 +128,8 @@ async def read_balanced_tables(dsn: str, shard_id: int = 0) -> Journal:
         )
         assert [tuple(row) for row in marks] == [(journal.sequence, journal.records[-1].chain)]
         wallets = await connection.fetch("SELECT * FROM wallets WHERE shard_id = $1", shard_id)
-        transfers = await connection.fetch(_TRANSFERS, shard_id)
-        carried = await connection.fetch(
-            "SELECT outcome FROM carried_outcomes WHERE shard_id = $1", shard_id
-        )
+        await _check_transfers(connection, journal)
+        await _check_counts(connection, journal)
         view = await PostgresRecoveryView.open(connection, shard_id)
         assert_snapshot(journal, await view.load_snapshot())
     assert {row["wallet_id"]: row["slot"] for row in wallets} == {
@@ -127,58 +138,88 @@ async def read_balanced_tables(dsn: str, shard_id: int = 0) -> Journal:
     assert {wallet.wallet_id: row_facts(wallet) for wallet in map(wallet_from_row, wallets)} == {
         name: row_facts(wallet) for name, wallet in journal.state.wallets.items()
     }
-    assert_remembered(journal, transfers, [row["outcome"] for row in carried])
     return journal
 
 
 def row_facts(wallet: Wallet) -> tuple[Any, ...]:
     """
-    Tell of a wallet what its row has; what is reserved is in the rows of what is on its way.
+    Tell of a wallet what its row has; what is set aside is in the rows of what is not decided.
     """
-    *facts, _reserved, version = wallet.facts()
-    return (*facts, version)
+    facts = list(wallet.facts())
+    return (*facts[:6], facts[7], *facts[11:])
 
 
-def assert_remembered(
-    journal: Journal, rows: Iterable[asyncpg.Record], carried: Iterable[bytes] = ()
-) -> None:
+async def _check_transfers(connection: asyncpg.Connection[Any], journal: Journal) -> None:
     """
-    Check that *rows* of transfers and what was *carried* here are exactly the outcomes of the
-    journal: each once, and those of entries from other shards without a key.
+    Check that the rows of transfers and the outcomes are those of the journal, each once, and that
+    together they say what is remembered under each key.
     """
-    told = list(rows)
-    own = [remembered_from_row(row) for row in told if row["key"] is not None]
-    assert len({decision.key for decision, _, _ in own}) == len(own)
-    remembered = {decision.key: (decision, *rest) for decision, *rest in own}
-    for outcome in map(msgspec.msgpack.Decoder(CarriedOutcome).decode, carried):
-        known = remembered.setdefault(
-            outcome.decision.key, (outcome.decision, outcome.sequence, outcome.at_us)
-        )
-        assert known == (outcome.decision, outcome.sequence, outcome.at_us)
+    shard_id = journal.shard_id
+    expected = TransferRows(shard_id, journal.records)
+    rows = Counter(tuple(row) for row in await connection.fetch(ROWS, shard_id))
+    assert rows == Counter(expected.rows)
+    outcomes = {
+        row["key"]: (row["sequence"], _decode_outcome(row["outcome"]), row["transfer_id"])
+        for row in await connection.fetch(OUTCOMES, shard_id)
+    }
+    assert outcomes == expected.outcomes
+    told = await connection.fetch(_TRANSFERS, shard_id)
+    remembered = {row["key"]: remembered_from_row(row) for row in told if row["key"] is not None}
+    for key, (_, outcome, _) in outcomes.items():
+        decided = (outcome.decision, outcome.sequence, outcome.at_us)
+        assert remembered.get(key, decided) == decided, "two tales of one key"
+        remembered[key] = decided
     assert remembered == {
         key: tuple(value)
         for key, value in journal.state.keys.young.items()
-        if not isinstance(value[0], TransferReserved)
+        if not isinstance(value[0], TransferReserved | LinkedBegun)
     }
-    assert sorted(_credited_facts(row) for row in told if row["key"] is None) == sorted(
-        (
-            *(decision.transfer_id, decision.source, decision.destination, decision.amount),
-            *(decision.due_version, decision.due_balance),
-            *(decision.destination_version, decision.destination_balance),
-            *(due_wallet_id(journal.shard_id, decision.peer, decision.currency), 1),
-        )
-        for decision in journal.decisions
-        if isinstance(decision, EntryCredited)
+
+
+async def _check_counts(connection: asyncpg.Connection[Any], journal: Journal) -> None:
+    """
+    Check the rows of holds, with the time of their last change, and of refunds.
+    """
+    shard_id = journal.shard_id
+    tables = tables_of(journal)
+    holds = await connection.fetch(
+        f"SELECT {HOLD_COLUMNS} FROM holds WHERE shard_id = $1", shard_id
+    )
+    assert {row["hold_id"]: hold_from_row(row) for row in holds} == tables.holds
+    changed = await connection.fetch(
+        "SELECT hold_id, (extract(epoch FROM changed_at) * 1000000)::bigint FROM holds"
+        " WHERE shard_id = $1",
+        shard_id,
+    )
+    assert dict(map(tuple, changed)) == {one: _changed_at(journal, one) for one in tables.holds}
+    refunds = await connection.fetch(
+        f"SELECT {REFUND_COLUMNS} FROM refunds WHERE shard_id = $1", shard_id
+    )
+    assert {row["transfer_id"]: refund_from_row(row) for row in refunds} == tables.refunds
+
+
+def _changed_at(journal: Journal, hold_id: bytes) -> int:
+    """
+    Find the time of the last record that speaks of a hold.
+    """
+    return max(
+        record.at_us
+        for record in journal.records
+        for decision in decode_decisions(record.payload, record.format)
+        if (isinstance(decision, HoldPlaced) and decision.transfer_id == hold_id)
+        or (isinstance(decision, HoldChanged) and decision.hold_id == hold_id)
+        or (isinstance(decision, SlotTaken) and hold_id in [one.hold_id for one in decision.holds])
     )
 
 
-def _credited_facts(row: asyncpg.Record) -> tuple[Any, ...]:
-    return (
-        *(row["transfer_id"], row["counterparty"], row["destination"], row["amount"]),
-        *(row["source_version"], row["source_balance"]),
-        *(row["destination_version"], row["destination_balance"]),
-        *(row["source"], row["type"]),
-    )
+def tables_of(journal: Journal) -> NetTables:
+    """
+    Read the journal into tables in memory.
+    """
+    tables = NetTables(journal.shard_id)
+    for record in journal.records:
+        tables.project(decode_decisions(record.payload, record.format), record.at_us)
+    return tables
 
 
 def assert_snapshot(journal: Journal, snapshot: ShardSnapshot) -> None:
@@ -199,14 +240,19 @@ def assert_snapshot(journal: Journal, snapshot: ShardSnapshot) -> None:
         for peer, end in sorted(channels.incoming.items())
         if end.cursor
     ]
-    sources = {row.decision.source for row in pending if isinstance(row.decision, TransferReserved)}
-    expected = {
+    expected = tables_of(journal).snapshot()
+    assert snapshot.holds == sorted(expected.holds, key=lambda one: one.hold_id)
+    assert snapshot.linked == sorted(expected.linked, key=lambda one: one.begun.transfer_id)
+    assert snapshot.prepared == sorted(expected.prepared, key=lambda one: one.prepared.linked_id)
+    assert snapshot.refunds == expected.refunds
+    wallets = {
         name: row_facts(wallet)
         for name, wallet in journal.state.wallets.items()
-        if is_system_wallet(name) or name in sources
+        if is_system_wallet(name) or wallet.is_relied_on or wallet.held
     }
-    assert len(snapshot.wallets) == len(expected)
-    assert {wallet.wallet_id: row_facts(wallet) for wallet in snapshot.wallets} == expected
+    loaded = {wallet.wallet_id: row_facts(wallet) for wallet in snapshot.wallets}
+    assert len(loaded) == len(snapshot.wallets)
+    assert loaded == wallets
 
 
 def _pending_of(journal: Journal) -> list[PendingRow]:
@@ -217,7 +263,7 @@ def _pending_of(journal: Journal) -> list[PendingRow]:
         (decision.peer, decision.number): PendingRow(decision, record.sequence, record.at_us)
         for record in journal.records
         for decision in decode_decisions(record.payload, record.format)
-        if isinstance(decision, TransferReserved | SlotGiven)
+        if isinstance(decision, TransferReserved | SlotGiven | PrepareSent | VerdictSent)
     }
     return [
         sent[peer, number]

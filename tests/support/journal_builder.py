@@ -39,8 +39,8 @@ CURRENCY = "EUR"
 _INSERT_TRANSFER = """
     INSERT INTO transfers (transfer_id, shard_id, sequence, at, type, reason, merchant_id, key,
         source, source_version, source_balance, destination, destination_version,
-        destination_balance, currency, amount, reference, metadata)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+        destination_balance, currency, amount, reference, metadata, short_by)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 """
 
 
@@ -176,7 +176,7 @@ class JournalBuilder:
             reference,
             metadata,
         )
-        outcome = decide_move(self.state, command)
+        outcome = decide_move(self.state, command, START_US + self.sequence)
         assert isinstance(outcome, TransferPosted | TransferRejected)
         self.decided(outcome)
         return outcome
@@ -262,7 +262,9 @@ def _project_record(
 def _transfer_row(
     record: Record, at: datetime, decision: TransferPosted | TransferRejected
 ) -> tuple[Any, ...]:
-    reason = decision.reason if isinstance(decision, TransferRejected) else None
+    reason, short_by = None, None
+    if isinstance(decision, TransferRejected):
+        reason, short_by = decision.reason, decision.short_by or None
     source: tuple[int, int] | tuple[None, None] = (None, None)
     destination: tuple[int, int] | tuple[None, None] = (None, None)
     if isinstance(decision, TransferPosted):
@@ -272,5 +274,5 @@ def _transfer_row(
         *(decision.transfer_id, record.shard_id, record.sequence, at, decision.transfer_type),
         *(reason, decision.merchant_id, decision.key),
         *(decision.source, *source, decision.destination, *destination),
-        *(decision.currency, decision.amount, decision.reference, decision.metadata),
+        *(decision.currency, decision.amount, decision.reference, decision.metadata, short_by),
     )

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from actors.wallet_shard import Phase, WalletShard
 from configs.settings import ShardSettings
 from processor.core.commands import Command
+from processor.core.hold import Hold, RefundTotal
 from processor.core.record import Record
 from processor.core.state import Remembered, ShardState
 from processor.core.wallet import Wallet
@@ -31,7 +32,7 @@ from tests.support.waiting import until
 SECRET = b"the secret of the tests"
 
 
-class Hold:
+class Door:
     """
     A place where calls stand still while it is closed.
     """
@@ -70,15 +71,16 @@ class Hold:
 
 class HeldStore(MemoryShardStore):
     """
-    The twin with holds: `writes` for appends and looks at the fence, `settles`, `reads` for the
+    The twin with doors: `writes` for appends and looks at the fence, `settles`, `reads` for the
     tables and `pages` for the keys.
     """
 
     def __init__(self, database: MemoryDatabase, others: Sequence[MemoryDatabase] = ()) -> None:
         super().__init__(database, others)
-        self.writes, self.settles = Hold(), Hold()
-        self.reads, self.pages = Hold(), Hold()
+        self.writes, self.settles = Door(), Door()
+        self.reads, self.pages = Door(), Door()
         self.abandoned = 0
+        self.refunds_asked = 0
 
     async def append(self, record: Record) -> None:
         abandoned = self.abandoned
@@ -98,13 +100,26 @@ class HeldStore(MemoryShardStore):
     def abandon(self) -> None:
         super().abandon()
         self.abandoned += 1
-        # A call on a dropped connection ends; later ones find the hold as it was.
+        # A call on a dropped connection ends; later ones find the door as it was.
         if self.writes.waiting:
             self.writes.open()
 
     async def load_wallets(self, wallet_ids: Iterable[str]) -> list[Wallet]:
         await self.reads.passed()
         return await super().load_wallets(wallet_ids)
+
+    async def load_holds(
+        self, hold_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[Hold]:
+        await self.reads.passed()
+        return await super().load_holds(hold_ids, everywhere=everywhere)
+
+    async def load_refunds(
+        self, transfer_ids: Iterable[bytes], *, everywhere: bool = False
+    ) -> list[RefundTotal]:
+        self.refunds_asked += 1
+        await self.reads.passed()
+        return await super().load_refunds(transfer_ids, everywhere=everywhere)
 
     async def load_keys(
         self, keys: Iterable[bytes], *, everywhere: bool = False

@@ -12,9 +12,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
+from msgspec.structs import astuple
 
-from processor.core.channel import answer_elsewhere, entry_sent
+from processor.core.channel import answer_elsewhere, answer_refused, entry_sent
 from processor.core.commands import Command, GiveSlot
+from processor.core.counts_needed import (
+    RefundsNeeded,
+    refunds_of_answers,
+    refunds_of_commands,
+    refunds_of_entries,
+)
 from processor.core.decisions import (
     AnswersForgotten,
     Decision,
@@ -22,6 +29,7 @@ from processor.core.decisions import (
     EntryElsewhere,
     EntryRefused,
     EpochStarted,
+    RefundCounted,
     SlotDelivered,
     SlotGiven,
     SlotsGranted,
@@ -38,6 +46,7 @@ from processor.core.decisions import (
     asked_of,
     decode_decisions,
 )
+from processor.core.hold import RefundTotal
 from processor.core.record import GENESIS_CHAIN
 from processor.core.slots import SLOT_COUNT, SlotMap, slot_of
 from processor.core.state import ShardState
@@ -72,6 +81,8 @@ class NetBuilder:
 
     def __init__(self, shard_count: int) -> None:
         slots = SlotMap.even(shard_count)
+        self.later_us = 0  # How much time has passed besides what each record takes.
+        self.refunds: dict[bytes, RefundTotal] = {}  # What the tables of all shards know.
         self.shards = [JournalBuilder(shard_id) for shard_id in range(shard_count)]
         for shard in self.shards:
             shard.state = ShardState(shard.shard_id, SlotMap.even(shard_count))
@@ -91,12 +102,18 @@ class NetBuilder:
             if isinstance(reply, Answered):
                 results.extend(reply.results)
 
+        state = self.shards[shard_id].state
+        self._look_up(state, refunds_of_commands(state, commands))
         batch = self._batch(shard_id)
         batch.add(
             self.shards[shard_id].state, RequestFrame(1, shard_id, 1, list(commands)), deliver
         )
         self._record(shard_id, batch)
         return results
+
+    def _look_up(self, state: ShardState, needed: RefundsNeeded) -> None:
+        for transfer_id in (*needed.own, *needed.everywhere):
+            state.load_refund(self.refunds.get(transfer_id) or RefundTotal(transfer_id, "", 0, 0))
 
     def open_with(self, shard_id: int, wallet_id: str, amount: int) -> None:
         """
@@ -126,6 +143,8 @@ class NetBuilder:
         numbers = range(cursor + 1, min(channel.head, cursor + count) + 1)
         entries = [entry_sent(channel.outbox[number]) for number in numbers]
         said: list[Effect] = []
+        state = self.shards[destination].state
+        self._look_up(state, refunds_of_entries(state, entries))
         batch = self._batch(destination)
         frame = Entries(entries, channel.outbox[numbers[-1]].chain, channel.settled)
         batch.add_entries(self.shards[destination].state, source, frame, said.append)
@@ -138,6 +157,8 @@ class NetBuilder:
         """
         Bring answers to the source.
         """
+        state = self.shards[source].state
+        self._look_up(state, refunds_of_answers(state, destination, answers))
         batch = self._batch(source)
         batch.add_answers(self.shards[source].state, destination, answers)
         self._record(source, batch)
@@ -148,24 +169,36 @@ class NetBuilder:
         """
         self.settle(source, destination, self.send(source, destination))
 
+    def wait(self, seconds: float) -> None:
+        """
+        Let time pass, and end what is over by then.
+        """
+        self.later_us += int(seconds * 1_000_000)
+        for shard in self.shards:
+            self._record(shard.shard_id, self._batch(shard.shard_id))
+
     def _batch(self, shard_id: int) -> Batch:
         shard = self.shards[shard_id]
         batch = Batch(shard.sequence + 1)
-        batch.at_us = START_US + shard.sequence
+        batch.at_us = START_US + shard.sequence + self.later_us
+        batch.tick(shard.state)
         return batch
 
     def _record(self, shard_id: int, batch: Batch) -> None:
         shard = self.shards[shard_id]
         for decision in batch.decisions:
             shard.journal(decision)
+            if isinstance(decision, RefundCounted):
+                total = RefundTotal(*astuple(decision))
+                self.refunds[total.transfer_id] = total
         if batch.decisions:
-            shard.seal()
+            shard.seal(at_us=batch.at_us)
         batch.release()
 
 
 class Tables:
     """
-    What all tables of one shard hold at a watermark.
+    What all tables of one shard hold at a watermark, of movements without terms.
     """
 
     def __init__(self, builder: JournalBuilder, watermark: int) -> None:
@@ -179,7 +212,7 @@ class Tables:
         self.cursors: dict[int, tuple[int, bytes]] = {}
         self.answers: dict[tuple[int, int], int] = {}
         self.pending: dict[tuple[int, int], tuple[Any, int, int]] = {}
-        self.carried: dict[bytes, tuple[int, bytes]] = {}
+        self.carried: dict[bytes, tuple[int, bytes, bytes]] = {}
         for record in builder.records[:watermark]:
             self._sequence, self._at_us = record.sequence, record.at_us
             self._at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=record.at_us)
@@ -196,10 +229,10 @@ class Tables:
                 self.wallets[wallet_id][5] = minimum
             case TransferPosted():
                 asked = asked_of(decision)  # type: ignore[arg-type]
-                after = msgspec.structs.astuple(decision)[10:]
+                after = msgspec.structs.astuple(decision)[10:14]
                 self._move(asked, decision.source, decision.destination, after, None)
             case TransferRejected():
-                self._reject(asked_of(decision), decision.reason)  # type: ignore[arg-type]
+                self._reject(asked_of(decision), decision.reason, decision.short_by)
             case TransferReserved() | SlotGiven():
                 self._send(decision)
             case TransferSettled() | TransferReleased() | TransferRecalled() | SlotDelivered():
@@ -225,18 +258,19 @@ class Tables:
             (
                 *(transfer_id, self.builder.shard_id, self._sequence, self._at, kind, None),
                 *(merchant_id, key, source, source_version, source_balance),
-                *(destination, destination_version, destination_balance, *rest, other),
+                *(destination, destination_version, destination_balance, *rest, other, None, None),
             )
         )
         self.wallets[source][6:8] = source_balance, source_version
         self.wallets[destination][6:8] = destination_balance, destination_version
 
-    def _reject(self, asked: tuple[Any, ...], reason: int) -> None:
+    def _reject(self, asked: tuple[Any, ...], reason: int, short_by: int) -> None:
         kind, transfer_id, key, merchant_id, source, destination, *rest = asked
         self.transfers.append(
             (
                 *(transfer_id, self.builder.shard_id, self._sequence, self._at, kind, reason),
-                *(merchant_id, key, source, None, None, destination, None, None, *rest, None),
+                *(merchant_id, key, source, None, None, destination, None, None, *rest),
+                *(None, None, short_by or None),
             )
         )
 
@@ -260,28 +294,31 @@ class Tables:
             after = msgspec.structs.astuple(decision)[3:]
             self._move(asked_of(sent), sent.source, due, after, sent.destination)
         elif isinstance(decision, TransferReleased):
-            self._reject(asked_of(sent), decision.reason)
+            self._reject(asked_of(sent), decision.reason, decision.short_by)
 
     def _take(self, decision: EntryCredited | EntryRefused | EntryElsewhere | SlotTaken) -> None:
         self.cursors[decision.peer] = (decision.number, decision.chain)
         place = decision.peer, decision.number
         match decision:
             case EntryRefused():
-                self.answers[place] = decision.reason
+                self.answers[place] = answer_refused(
+                    decision.reason, decision.short_by, decision.leg
+                )
             case EntryElsewhere():
                 self.answers[place] = answer_elsewhere(decision.shard_id)
             case EntryCredited():
                 due = due_wallet_id(self.builder.shard_id, decision.peer, decision.currency)
                 named = (1, decision.transfer_id, None, decision.merchant_id, "", "")
                 asked = (*named, *msgspec.structs.astuple(decision)[7:11])
-                after = msgspec.structs.astuple(decision)[11:]
+                after = msgspec.structs.astuple(decision)[11:15]
                 self._move(asked, due, decision.destination, after, decision.source)
             case SlotTaken():
                 self.slots[decision.slot] = [decision.generation, decision.peer, None]
                 for carried in decision.wallets:
-                    self._open(*msgspec.structs.astuple(carried))
+                    self._open(*msgspec.structs.astuple(carried)[:7])
                 for outcome in decision.outcomes:
-                    self.carried[outcome.decision.key] = (self._sequence, _encode(outcome))
+                    made = (self._sequence, _encode(outcome), outcome.decision.transfer_id)
+                    self.carried[outcome.decision.key] = made
                 self._post_dues(decision)
 
     def _post_dues(self, decision: SlotGiven | SlotTaken) -> None:
@@ -296,7 +333,7 @@ class Tables:
         shard_id = self.builder.shard_id
         transfer_id: bytes | None
         await _insert(conn, "transfers", self.transfers)
-        wallets = [(*wallet, slot_of(name)) for name, wallet in self.wallets.items()]
+        wallets = [(*wallet, slot_of(name), None, None) for name, wallet in self.wallets.items()]
         await _insert(conn, "wallets", wallets)
         slots = [(shard_id, slot, *facts) for slot, facts in self.slots.items()]
         await _insert(conn, "slots", slots)
@@ -316,7 +353,7 @@ class Tables:
             pending.append((shard_id, *place, sequence, at_us, transfer_id, _encode(sent)))
         await _insert(conn, "pending_entries", pending)
         carried = [(shard_id, key, *outcome) for key, outcome in self.carried.items()]
-        await _insert(conn, "carried_outcomes", carried)
+        await _insert(conn, "outcomes", carried)
         records = self.builder.records
         chain = records[self.watermark - 1].chain if self.watermark else GENESIS_CHAIN
         await _insert(conn, "watermark", [(shard_id, "tables", self.watermark, chain)])

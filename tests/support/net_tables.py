@@ -5,7 +5,12 @@ of the decisions that shares nothing with `apply`.
 
 from __future__ import annotations
 
-from processor.core.channel import FIRST_LINK, answer_elsewhere
+from collections.abc import Iterable
+
+from msgspec.structs import astuple, replace
+
+from processor.core.channel import FIRST_LINK, answer_elsewhere, answer_refused
+from processor.core.commands import Leg
 from processor.core.decisions import (
     AnswersForgotten,
     CarriedWallet,
@@ -13,7 +18,20 @@ from processor.core.decisions import (
     EntryCredited,
     EntryElsewhere,
     EntryRefused,
+    HoldChanged,
+    HoldExtended,
+    HoldPlaced,
+    HoldVoided,
+    LinkedBegun,
+    LinkedDone,
+    LinkedPosted,
+    LinkedPrepared,
+    LinkedRecalled,
+    LinkedRejected,
     PendingEntry,
+    Posting,
+    PrepareSent,
+    RefundCounted,
     SlotDelivered,
     SlotGiven,
     SlotsGranted,
@@ -24,15 +42,31 @@ from processor.core.decisions import (
     TransferReleased,
     TransferReserved,
     TransferSettled,
+    UsageCounted,
+    VerdictDelivered,
+    VerdictSent,
+    VerdictTaken,
+    VoteTaken,
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
     asked_of,
 )
+from processor.core.hold import Hold, HoldStatus, RefundTotal
+from processor.core.limits import Usage
 from processor.core.slots import slot_of
 from processor.core.state import Remembered
 from processor.core.wallet import Wallet
-from processor.flow.ports import InEnd, OutEnd, PendingRow, ShardSnapshot, SlotRow
+from processor.flow.ports import (
+    InEnd,
+    LinkedRow,
+    OutEnd,
+    PendingRow,
+    PreparedRow,
+    ShardSnapshot,
+    SlotRow,
+)
+from processor.flow.recovery import refunds_relied_on
 
 
 class NetTables:
@@ -49,6 +83,10 @@ class NetTables:
         self.pending: dict[tuple[int, int], PendingRow] = {}
         self.out_ends: dict[int, OutEnd] = {}
         self.in_ends: dict[int, InEnd] = {}
+        self.holds: dict[bytes, Hold] = {}
+        self.refunds: dict[bytes, RefundTotal] = {}
+        self.linked: dict[bytes, LinkedRow] = {}
+        self.prepared: dict[bytes, PreparedRow] = {}
 
     def project(self, decisions: list[Decision], at_us: int) -> None:
         """
@@ -64,8 +102,14 @@ class NetTables:
                 self.wallets[wallet_id] = Wallet(wallet_id, merchant_id, currency, minimum=minimum)
             case WalletStatusSet(wallet_id, status):
                 self.wallets[wallet_id].status = status
-            case WalletLimitsSet(wallet_id, minimum):
-                self.wallets[wallet_id].minimum = minimum
+            case WalletLimitsSet(wallet_id, minimum, limits):
+                wallet = self.wallets[wallet_id]
+                wallet.minimum, wallet.limits = minimum, limits
+                wallet.usage = None if limits is None else wallet.usage or Usage(since_us=at_us)
+            case UsageCounted(wallet_id, debits, brought):
+                usage = self.wallets[wallet_id].usage
+                assert usage is not None, "counted without limits"
+                self.wallets[wallet_id].usage = Usage(debits, brought, usage.since_us)
             case TransferPosted():
                 self._post(decision.source, decision.source_version, decision.source_balance)
                 self._post(
@@ -76,14 +120,80 @@ class NetTables:
                 self.outcomes[decision.key] = (decision, self.watermark, at_us)
             case TransferRejected():
                 self.outcomes[decision.key] = (decision, self.watermark, at_us)
-            case TransferReserved():
+            case TransferReserved() | PrepareSent() | VerdictSent():
                 self._send(decision, at_us)
             case TransferSettled() | TransferReleased():
                 self._settle(decision, at_us)
-            case TransferRecalled(peer, number) | SlotDelivered(peer, number):
+            case (
+                TransferRecalled(peer, number)
+                | SlotDelivered(peer, number)
+                | VoteTaken(peer, number)
+                | VerdictDelivered(peer, number)
+            ):
                 self._arrived(peer, number)
             case _:
                 self._project_entry(decision, at_us)
+                self._project_hold(decision, at_us)
+                self._project_linked(decision, at_us)
+
+    def _project_hold(self, decision: Decision, at_us: int) -> None:
+        match decision:
+            case HoldPlaced():
+                self.holds[decision.transfer_id] = Hold(
+                    *(decision.transfer_id, decision.merchant_id, decision.source),
+                    *(decision.destination, decision.currency, decision.amount),
+                    *(0, 0, HoldStatus.OPEN, False, at_us, decision.expires_at_us),
+                    *(decision.reference, decision.metadata),
+                )
+                self.outcomes[decision.key] = (decision, self.watermark, at_us)
+            case HoldVoided() | HoldExtended():
+                self.outcomes[decision.key] = (decision, self.watermark, at_us)
+            case HoldChanged(hold_id):
+                _, captured, pending, status, is_ending, expires_at_us = astuple(decision)
+                self.holds[hold_id] = replace(
+                    self.holds[hold_id],
+                    captured=captured,
+                    pending=pending,
+                    status=status,
+                    is_ending=is_ending,
+                    expires_at_us=expires_at_us,
+                )
+            case RefundCounted():
+                self.refunds[decision.transfer_id] = RefundTotal(*astuple(decision))
+
+    def _project_linked(self, decision: Decision, at_us: int) -> None:
+        match decision:
+            case LinkedBegun(transfer_id=linked_id):
+                self.linked[linked_id] = LinkedRow(decision, None, self.watermark, at_us)
+            case LinkedPosted(transfer_id=linked_id):
+                self._post_legs(decision.postings)
+                if decision.is_open:
+                    begun = self.linked[linked_id].begun
+                    self.linked[linked_id] = LinkedRow(begun, decision, self.watermark, at_us)
+                else:
+                    self.outcomes[decision.key] = (decision, self.watermark, at_us)
+            case LinkedRejected(transfer_id=linked_id):
+                self.linked.pop(linked_id, None)
+                self.outcomes[decision.key] = (decision, self.watermark, at_us)
+            case LinkedRecalled(linked_id):
+                del self.linked[linked_id]
+            case LinkedDone(linked_id):
+                posted = self.linked.pop(linked_id).posted
+                assert posted is not None, "done, but never posted"
+                self.outcomes[posted.key] = (posted, self.watermark, at_us)
+            case LinkedPrepared(peer, number, chain, linked_id):
+                self._answer(peer, number, chain, 0)
+                self.prepared[linked_id] = PreparedRow(decision, self.watermark, at_us)
+            case VerdictTaken(peer, number, chain, linked_id):
+                self._answer(peer, number, chain, 0)
+                self._post_legs(decision.postings)
+                prepared = self.prepared.pop(linked_id, None)
+                assert prepared is not None or not decision.is_posted, "never prepared"
+
+    def _post_legs(self, postings: list[Posting]) -> None:
+        for one in postings:
+            self._post(one.source, one.source_version, one.source_balance)
+            self._post(one.destination, one.destination_version, one.destination_balance)
 
     def _project_entry(self, decision: Decision, at_us: int) -> None:
         match decision:
@@ -95,10 +205,10 @@ class NetTables:
                     decision.destination_balance,
                 )
                 self._answer(decision.peer, decision.number, decision.chain, 0)
-            case EntryRefused(peer, number, chain, reason):
-                self._answer(peer, number, chain, int(reason))
-            case EntryElsewhere(peer, number, chain, shard_id):
-                self._answer(peer, number, chain, answer_elsewhere(shard_id))
+            case EntryRefused(peer, number, chain, reason, short_by, leg):
+                self._answer(peer, number, chain, answer_refused(reason, short_by, leg))
+            case EntryElsewhere(peer, number, chain, shard_id, side):
+                self._answer(peer, number, chain, answer_elsewhere(shard_id, side))
             case AnswersForgotten(peer, settled):
                 refused = self.in_ends[peer].refused
                 for number in [number for number in refused if number <= settled]:
@@ -135,7 +245,9 @@ class NetTables:
         assert isinstance(pending, TransferReserved)
         outcome: TransferPosted | TransferRejected
         if isinstance(decision, TransferReleased):
-            outcome = TransferRejected(*asked_of(pending), decision.reason)
+            outcome = TransferRejected(
+                *asked_of(pending), decision.reason, decision.short_by, pending.terms
+            )
         else:
             due = self._due(decision.peer, pending.currency)
             self._post(pending.source, decision.source_version, decision.source_balance)
@@ -146,6 +258,7 @@ class NetTables:
                 decision.source_balance,
                 decision.due_version,
                 decision.due_balance,
+                pending.terms,
             )
         self.outcomes[pending.key] = (outcome, self.watermark, at_us)
 
@@ -159,6 +272,8 @@ class NetTables:
     def _give(self, decision: SlotGiven, at_us: int) -> None:
         for carried in decision.wallets:
             del self.wallets[carried.wallet_id]
+        for hold in decision.holds:
+            del self.holds[hold.hold_id]
         for posting in decision.dues:
             due = self._due(decision.peer, posting.currency)
             self._post(due, posting.version, posting.balance)
@@ -172,6 +287,8 @@ class NetTables:
         for posting in decision.dues:
             due = self._due(decision.peer, posting.currency)
             self._post(due, posting.version, posting.balance)
+        self.holds |= {hold.hold_id: hold for hold in decision.holds}
+        self.refunds |= {total.transfer_id: total for total in decision.refunds}
         for outcome in decision.outcomes:
             remembered = (outcome.decision, outcome.sequence, outcome.at_us)
             self.outcomes[outcome.decision.key] = remembered
@@ -191,17 +308,65 @@ class NetTables:
             if slot_of(name) == slot and not name.startswith("$")
         ]
 
+    def load_holds(self, hold_ids: Iterable[bytes]) -> list[Hold]:
+        return [self.holds[one] for one in hold_ids if one in self.holds]
+
+    def load_refunds(self, transfer_ids: Iterable[bytes]) -> list[RefundTotal]:
+        """
+        Read the totals that have a row here.
+        """
+        return [self.refunds[one] for one in transfer_ids if one in self.refunds]
+
     def snapshot(self) -> ShardSnapshot:
-        rows = [row.decision for row in self.pending.values()]
-        sources = {row.source for row in rows if isinstance(row, TransferReserved)}
-        named = [name for name in self.wallets if name.startswith("$") or name in sources]
+        relied_on = self._wallets_relied_on()
+        named = [name for name in self.wallets if name.startswith("$") or name in relied_on]
         return ShardSnapshot(
-            list(self.slots.values()),
-            list(self.out_ends.values()),
-            [InEnd(e.peer, e.cursor, e.chain, dict(e.refused)) for e in self.in_ends.values()],
-            [self.pending[place] for place in sorted(self.pending)],
-            self.load_wallets(named),
+            slots=list(self.slots.values()),
+            outgoing=list(self.out_ends.values()),
+            incoming=[
+                InEnd(end.peer, end.cursor, end.chain, dict(end.refused))
+                for end in self.in_ends.values()
+            ],
+            pending=[self.pending[place] for place in sorted(self.pending)],
+            wallets=self.load_wallets(named),
+            holds=[one for one in self.holds.values() if is_unfinished(one)],
+            linked=list(self.linked.values()),
+            prepared=list(self.prepared.values()),
+            refunds=self.load_refunds(
+                sorted(
+                    refunds_relied_on(
+                        self.pending.values(), self.linked.values(), self.prepared.values()
+                    )
+                )
+            ),
         )
+
+    def _bound(self) -> list[TransferReserved | Leg]:
+        """
+        List what is not decided yet and may have terms.
+        """
+        rows = [row.decision for row in self.pending.values()]
+        bound: list[TransferReserved | Leg] = [
+            row for row in rows if isinstance(row, TransferReserved)
+        ]
+        for begun in self.linked.values():
+            bound += begun.begun.legs
+        for prepared in self.prepared.values():
+            bound += [part.asked for part in prepared.prepared.parts]
+        return bound
+
+    def _wallets_relied_on(self) -> set[str]:
+        names = {one.source for one in self._bound()}
+        # More than are: all that legs name. What is loaded for nothing does no harm.
+        names |= {one.destination for one in self._bound()}
+        return names | {one.wallet_id for one in self.holds.values() if is_unfinished(one)}
+
+
+def is_unfinished(hold: Hold) -> bool:
+    """
+    Say whether a hold keeps something, or has captures on their way.
+    """
+    return hold.status == HoldStatus.OPEN or hold.pending > 0
 
 
 def _due_after(decision: EntryCredited) -> tuple[int, int]:
@@ -217,12 +382,14 @@ def wallet_of(carried: CarriedWallet) -> Wallet:
         minimum=carried.minimum,
         posted=carried.posted,
         version=carried.version,
+        limits=carried.limits,
+        usage=carried.usage,
     )
 
 
 def copy_of(wallet: Wallet) -> Wallet:
     """
-    Read a row: what is reserved does not stand in it, nor which record touched it.
+    Read a row: what is set aside does not stand in it, nor which record touched it.
     """
     return Wallet(
         wallet.wallet_id,
@@ -232,4 +399,6 @@ def copy_of(wallet: Wallet) -> Wallet:
         minimum=wallet.minimum,
         posted=wallet.posted,
         version=wallet.version,
+        limits=wallet.limits,
+        usage=wallet.usage,
     )

@@ -11,6 +11,11 @@ from collections.abc import Callable
 
 from processor.core.apply import apply
 from processor.core.commands import Command, GiveSlot, SetWalletLimits, SetWalletStatus
+from processor.core.counts_needed import (
+    refunds_of_answers,
+    refunds_of_commands,
+    refunds_of_entries,
+)
 from processor.core.decisions import (
     DECISION_FORMAT,
     Decision,
@@ -26,6 +31,7 @@ from processor.flow.batch import Batch
 from processor.flow.channel_link import Answers, Effect, Entries, OutgoingLink, Welcome
 from processor.flow.frames import Answered, Reply, RequestFrame, Result
 from tests.support.commands import AT_US, MERCHANT, deposit, open_wallet, transfer
+from tests.support.totals import know_totals
 
 
 class SealedShard:
@@ -96,6 +102,7 @@ class SealedShard:
             if isinstance(command, GiveSlot):
                 named = [name for name in self.state.wallets if slot_of(name) == command.slot]
                 self.state.leaving[command.slot] = named
+        know_totals(self.state, refunds_of_commands(self.state, commands))
         frame = RequestFrame(1, self.shard_id, self.epoch, list(commands))
         self.record(lambda batch: batch.add(self.state, frame, replies.append))
         answered = replies[0]
@@ -125,6 +132,7 @@ class SealedNet:
         """
         shard = self.shards[destination]
         said: list[Effect] = []
+        know_totals(shard.state, refunds_of_entries(shard.state, entries.entries))
         shard.record(lambda batch: batch.add_entries(shard.state, source, entries, said.append))
         answers = said[0]
         assert isinstance(answers, Answers)
@@ -136,6 +144,7 @@ class SealedNet:
         """
         shard = self.shards[source]
         answers = shard.link_to(destination).take_answers(said)
+        know_totals(shard.state, refunds_of_answers(shard.state, destination, answers))
         shard.record(lambda batch: batch.add_answers(shard.state, destination, answers))
 
     def carry(self, source: int, destination: int) -> None:

@@ -1,5 +1,6 @@
 """
-Several shards in one process, with a wire between each two: no clock, no sockets, no threads.
+Several shards in one process, with a wire between each two: no sockets, no threads, and a clock
+that only the test moves on.
 
 A shard here is the ledger's own state, batch and channel link with a list for a journal and
 `NetTables` for its tables. It collects a batch while the one before is on its way to the disk, as
@@ -13,7 +14,15 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from processor.core.apply import apply, wallets_touched
-from processor.core.commands import Command, GiveSlot, MoveMoney
+from processor.core.commands import Command, GiveSlot, key_of
+from processor.core.counts_needed import (
+    RefundsNeeded,
+    holds_of_commands,
+    refunds_of_answers,
+    refunds_of_commands,
+    refunds_of_entries,
+    wallets_of_holds,
+)
 from processor.core.decisions import (
     DECISION_FORMAT,
     EpochStarted,
@@ -21,6 +30,7 @@ from processor.core.decisions import (
     decode_decisions,
     encode_decisions,
 )
+from processor.core.hold import RefundTotal
 from processor.core.invariants import broken_channels
 from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap
 from processor.core.wallet import Wallet
@@ -42,8 +52,7 @@ from processor.flow.channel_link import (
 from processor.flow.frames import (
     Answered,
     Moved,
-    Posted,
-    Rejected,
+    Outcome,
     Reply,
     RequestFrame,
     Result,
@@ -89,6 +98,7 @@ class NetShard:
         own = SlotMap.even(net.shard_count).slots_of(shard_id)
         granted = [EpochStarted("net"), SlotsGranted(own[0], own[-1])]
         self.journal: list[bytes] = [encode_decisions([*granted])]
+        self.times: list[int] = [time_of(1)]  # In µs, of each record.
         self.tables = NetTables(shard_id)
         self.recover()
 
@@ -120,7 +130,7 @@ class NetShard:
         for wallet in tables.load_wallets(named):
             self.state.load(wallet)
         for decision in decisions:
-            apply(self.state, decision, sequence, time_of(sequence))
+            apply(self.state, decision, sequence, self.times[sequence - 1])
 
     def own_slots(self) -> list[int]:
         return self.state.slots.slots_of(self.shard_id)
@@ -131,7 +141,7 @@ class NetShard:
         """
         for payload in self.journal[self.tables.watermark :][:count]:
             decisions = decode_decisions(payload, DECISION_FORMAT)
-            self.tables.project(decisions, time_of(self.tables.watermark + 1))
+            self.tables.project(decisions, self.times[self.tables.watermark])
         if durably:
             self.state.tables_reach(self.tables.watermark)
 
@@ -145,10 +155,28 @@ class NetShard:
                 del state.wallets[wallet.wallet_id]
         for _ in range(2):
             state.forget_keys(state.tables_at)
+        state.forget_counts(0)
 
     def load(self, names: list[str]) -> None:
         for wallet in self.tables.load_wallets(names):
             self.state.load(wallet)
+
+    def load_holds(self, hold_ids: list[bytes]) -> None:
+        for shard in self._readable():
+            for hold in shard.tables.load_holds(hold_ids):
+                self.state.load_hold(hold)
+
+    def load_refunds(self, needed: RefundsNeeded) -> None:
+        everybody = self.net.shards if self.net.can_look_elsewhere else []
+        for transfer_ids, shards in ((needed.own, [self]), (needed.everywhere, everybody)):
+            rows = [RefundTotal(one, "", 0, 0) for one in transfer_ids] if shards else []
+            for shard in shards:
+                rows += shard.tables.load_refunds(transfer_ids)
+            for total in sorted(rows, key=lambda row: row.version, reverse=True):
+                self.state.load_refund(total)
+
+    def _readable(self) -> list[NetShard]:
+        return self.net.shards if self.state.has_taken else [self]
 
     def prepare(self, commands: list[Command]) -> None:
         """
@@ -156,18 +184,20 @@ class NetShard:
         """
         state = self.state
         self.load(wallets_of_commands(state, commands))
-        readable = self.net.shards if state.has_taken else [self]
         for command in commands:
-            if isinstance(command, MoveMoney) and state.keys.find(command.key) is None:
-                for shard in readable:
-                    if (remembered := shard.tables.outcomes.get(command.key)) is not None:
-                        state.keys.load(remembered)
+            key = key_of(command)
+            for shard in self._readable():
+                if key in shard.tables.outcomes and state.keys.find(key) is None:
+                    state.keys.load(shard.tables.outcomes[key])
             if isinstance(command, GiveSlot):
                 rows = self.tables.load_slot(command.slot)
                 if state.slots.owner(command.slot) == self.shard_id:
                     for wallet in rows:
                         state.load(wallet)
                     state.leaving[command.slot] = [wallet.wallet_id for wallet in rows]
+        self.load_holds(holds_of_commands(state, commands))
+        self.load_refunds(refunds_of_commands(state, commands))
+        self.load(wallets_of_holds(state, commands))
 
     def all_wallets(self) -> list[Wallet]:
         """
@@ -184,7 +214,21 @@ class NetShard:
     def _open_batch(self) -> None:
         sequence = len(self.journal) + 1 + (self.committing is not None)
         self.batch = Batch(sequence, self.watch)
-        self.batch.at_us = time_of(sequence)
+        self.batch.at_us = self._next_at_us(sequence)
+
+    def _next_at_us(self, sequence: int) -> int:
+        last = self.committing.at_us if self.committing is not None else self.times[-1]
+        return max(last + 1, time_of(sequence) + self.net.passed_us)
+
+    def begun(self) -> Batch:
+        """
+        Return the batch that is collected; one that has nothing yet begins now, and what is over by
+        then ends first.
+        """
+        if not self.batch:
+            self.batch.at_us = self._next_at_us(self.batch.sequence)
+            self.batch.tick(self.state)
+        return self.batch
 
     def close_batch(self) -> None:
         """
@@ -204,6 +248,7 @@ class NetShard:
         """
         if self.committing is not None and self.committing.decisions:
             self.journal.append(encode_decisions(self.committing.decisions))
+            self.times.append(self.committing.at_us)
 
     def release(self) -> None:
         """
@@ -232,7 +277,9 @@ class ShardNet:
         self.wires: dict[tuple[int, int], Wire] = {}
         self.sent: list[tuple[int, int, Entries]] = []  # Whatever was ever sent.
         self.replies: list[tuple[Sequence[Command], list[Result], int]] = []
-        self.settled: list[Posted | Rejected] = []  # Told unasked.
+        self.settled: list[Outcome] = []  # Told unasked.
+        self.passed_us = 0  # Besides the time that records take.
+        self.can_look_elsewhere = True  # For totals of refunds, in the tables of others.
         self.shards: list[NetShard] = []
         for shard_id in range(shard_count):
             self.shards.append(NetShard(shard_id, self))
@@ -259,7 +306,19 @@ class ShardNet:
             self.replies.append((commands, reply.results, shard_id))
 
         shard.prepare(commands)
-        shard.batch.add(shard.state, RequestFrame(1, shard_id, 1, commands), deliver)
+        shard.begun().add(shard.state, RequestFrame(1, shard_id, 1, commands), deliver)
+
+    def tick(self, shard_id: int) -> None:
+        """
+        Let a shard look at the clock: what is over ends.
+        """
+        self.shards[shard_id].begun()
+
+    def now_us(self) -> int:
+        """
+        Return the time of the last record of all.
+        """
+        return max(shard.times[-1] for shard in self.shards)
 
     def commit(self, shard_id: int) -> None:
         """
@@ -357,11 +416,12 @@ class ShardNet:
         shard = self.shards[destination]
         wire = self.wires[source, destination]
         if isinstance(said, Greeting):
-            shard.batch.add_welcome(shard.state, said, wire.to_source.append)
+            shard.begun().add_welcome(shard.state, said, wire.to_source.append)
         else:
             assert isinstance(said, Entries)
             shard.load(wallets_of_entries(shard.state, said.entries))
-            shard.batch.add_entries(shard.state, source, said, wire.to_source.append)
+            shard.load_refunds(refunds_of_entries(shard.state, said.entries))
+            shard.begun().add_entries(shard.state, source, said, wire.to_source.append)
 
     def _receive_answer(self, source: int, destination: int, said: Effect) -> None:
         shard = self.shards[source]
@@ -372,7 +432,8 @@ class ShardNet:
             assert isinstance(said, Answers)
             answers = link.take_answers(said)
         shard.load(wallets_of_answers(shard.state, destination, answers))
-        shard.batch.add_answers(shard.state, destination, answers)
+        shard.load_refunds(refunds_of_answers(shard.state, destination, answers))
+        shard.begun().add_answers(shard.state, destination, answers)
 
     def settle(self) -> None:
         """

@@ -7,10 +7,23 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 WAIT_S_MAX = 20.0
 LOOK_S = 0.005
+
+Found = TypeVar("Found")
+
+
+def eventually(condition: Callable[[], Found | None], what: str) -> Found:
+    """
+    Look until *condition* gives something true, and return it; fails after the deadline.
+    """
+    deadline = time.monotonic() + WAIT_S_MAX
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"waited {WAIT_S_MAX} s in vain for: {what}"
+        time.sleep(LOOK_S)
+    return found
 
 
 async def until(

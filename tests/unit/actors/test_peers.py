@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from actors import cluster_notices, peer_intake, peer_links, shard_memory, wallet_shard
+from actors.peer_connection import CONNECT_S_MAX
 from actors.wallet_shard import Phase
 from configs.settings import ShardSettings
 from processor.core.channel import FIRST_LINK, Entry, next_link
@@ -42,7 +43,7 @@ from processor.flow.frames import (
 from processor.flow.ports import ChainAt
 from tests.support.commands import deposit, identifier, open_wallet, read_wallet, transfer
 from tests.support.memory_peers import MemoryPeers, running_peers
-from tests.support.memory_shard import SECRET, Hold, MemoryShard
+from tests.support.memory_shard import SECRET, Door, MemoryShard
 from tests.support.raw_peer import connected_peer
 from tests.support.shard_net import names_on
 from tests.support.waiting import until
@@ -194,6 +195,30 @@ async def test_a_peer_is_found_at_its_new_address(peers: MemoryPeers) -> None:
     await peers.settled()
     assert old.sequence < peers[1].sequence
     await old.stop()
+
+
+async def test_an_address_that_says_nothing_is_left_for_a_new_one(
+    peers: MemoryPeers, folder: Path
+) -> None:
+    """
+    The machine is gone and the peer serves elsewhere: nobody waits until the attempt is over.
+    """
+    reached, gate = asyncio.Event(), asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        reached.set()
+        await gate.wait()
+        writer.close()
+
+    silent = await asyncio.start_unix_server(say_nothing, folder / "silent")
+    peers[0].shard.endpoints_changed({1: f"unix:{folder / 'silent'}"})
+    only(await peers[0].ask(pay(1)), Pending)
+    await reached.wait()
+    async with asyncio.timeout(CONNECT_S_MAX - 1):
+        peers.tell_endpoints(0)
+        await until(lambda: peers[0].settled, "the outcome")
+    gate.set()
+    silent.close()
 
 
 async def test_more_than_the_window_settles(folder: Path) -> None:
@@ -604,23 +629,23 @@ async def test_who_was_replaced_while_it_recovered_halts_nobody(folder: Path) ->
         await peers.settled()
         await peers.crash(0)
         slow = MemoryShard(peers.databases[0], catalog=peers.catalog)
-        hold = Hold()
-        hold.close()
+        door = Door()
+        door.close()
         check_witness = slow.shard._cluster.check_witness
 
         async def check_late(sequence: int, chain_at: ChainAt) -> None:
-            await hold.passed()
+            await door.passed()
             await check_witness(sequence, chain_at)
 
         slow.shard._cluster.check_witness = check_late
         slow.launch()
-        await hold.reached()
+        await door.reached()
         await peers.start(0)
         await peers[0].ask(pay(2))
         await peers.settled()
         end = len(peers.databases[0].journal)
         await until(lambda: peers.databases[1].witness[0][0] == end, "the witness")
-        hold.open()
+        door.open()
         await until(lambda: slow.ended, "the end of the late one")
         assert slow.ended
         assert slow.ended.startswith("Fenced")

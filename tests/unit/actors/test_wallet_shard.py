@@ -41,7 +41,9 @@ from processor.flow.frames import (
     WalletFound,
 )
 from processor.storage.memory_store import MemoryDatabase, MemoryShardStore
+from tests.support.bound_commands import leg, linked
 from tests.support.commands import (
+    AT_US,
     deposit,
     facts,
     open_wallet,
@@ -628,7 +630,7 @@ def out_of_step(database: MemoryDatabase) -> None:
 
 def unheard_of(database: MemoryDatabase) -> None:
     elsewhere = state_of(wallet("nobody", 5), wallet("none"))
-    decision = decide_move(elsewhere, transfer("nobody", "none", 5))
+    decision = decide_move(elsewhere, transfer("nobody", "none", 5), AT_US)
     assert isinstance(decision, TransferPosted)
     resealed(database, 5, payload=encode_decisions([decision]), count=1)
 
@@ -858,6 +860,21 @@ async def test_keys_stay_bounded_when_the_tables_keep_up() -> None:
             await shard.projected()
             most = max(most, shard.shard.statistics().keys_in_memory)
         assert most <= 3 * 20
+
+
+async def test_keys_of_many_legs_count_for_as_many() -> None:
+    """
+    A hundred legs take as much memory as a hundred transfers.
+    """
+    async with owning(settings=ShardSettings(keys_recent_max=20)) as shard:
+        await fill(shard)
+        for number in range(10):
+            legs = [leg("alice", "bob", 1, name=f"{number} {place}") for place in range(11)]
+            await shard.ask(linked(*legs, key=f"linked {number}"))
+            await shard.projected()
+            await shard.ask(pay(number))
+            await shard.projected()
+        assert shard.shard.statistics().keys_in_memory < 10
 
 
 # --- The end --------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def ledger() -> ShardState:
 
 
 def posted() -> TransferPosted:
-    decision = decide_move(ledger(), transfer("alice", "bob", 30))
+    decision = decide_move(ledger(), transfer("alice", "bob", 30), AT_US)
     assert isinstance(decision, TransferPosted)
     return decision
 

@@ -32,10 +32,19 @@ from tests.support.commands import (
     world,
 )
 
-TRANSFER, DEPOSIT, WITHDRAWAL = TransferType
+TRANSFER, DEPOSIT, WITHDRAWAL = TransferType.TRANSFER, TransferType.DEPOSIT, TransferType.WITHDRAWAL
 
-# What money can be asked to do and is refused: the reasons of wallet commands are above these.
-MONEY_REASONS = {reason for reason in RejectReason if reason < RejectReason.WALLET_UNKNOWN}
+# For these a plain movement between wallets without limits is refused.
+PLAIN_REASONS = {
+    RejectReason.WALLETS_IDENTICAL,
+    *(
+        reason
+        for reason in RejectReason
+        if RejectReason.SOURCE_UNKNOWN <= reason <= RejectReason.DESTINATION_LOCKED
+    ),
+    RejectReason.INSUFFICIENT_FUNDS,
+    RejectReason.BALANCE_OUT_OF_RANGE,
+}
 
 GROUND: dict[TransferType, dict[str, Any]] = {
     TRANSFER: {"source": "alice", "destination": "bob", "source_posted": 100},
@@ -105,13 +114,13 @@ def situation(kind: TransferType, changed: dict[str, Any]) -> tuple[ShardState, 
     return state_of(*wallets), command
 
 
-@pytest.mark.parametrize("kind", TransferType)
+@pytest.mark.parametrize("kind", GROUND)
 def test_ground_posts(kind: TransferType) -> None:
     """
     Without a defect each kind of transfer posts, so a refusal below is the defect's.
     """
     state, command = situation(kind, {})
-    assert isinstance(decide_move(state, command), TransferPosted)
+    assert isinstance(decide_move(state, command, AT_US), TransferPosted)
 
 
 @pytest.mark.parametrize(("kind", "reason", "defect"), SINGLE)
@@ -124,7 +133,7 @@ def test_one_defect_gives_its_reason(
     state, command = situation(kind, defect)
     before = facts(state)
 
-    decision = decide_move(state, command)
+    decision = decide_move(state, command, AT_US)
 
     assert isinstance(decision, TransferRejected)
     assert decision.reason is reason
@@ -140,16 +149,16 @@ def test_smallest_number_wins(
     """
     Of two broken rules the one with the smaller number is told.
     """
-    decision = decide_move(*situation(kind, defects))
+    decision = decide_move(*situation(kind, defects), AT_US)
     assert isinstance(decision, TransferRejected)
     assert decision.reason is first
 
 
 def test_every_reason_is_reached() -> None:
     """
-    The tables reach each reason that a money command can be refused for.
+    The tables reach each reason that a plain movement can be refused for.
     """
-    assert {reason for defects in DEFECTS.values() for reason in defects} == MONEY_REASONS
+    assert {reason for defects in DEFECTS.values() for reason in defects} == PLAIN_REASONS
     assert len(PAIRS) > 60
 
 
@@ -167,7 +176,7 @@ def test_foreign_source_is_as_good_as_unknown(kind: TransferType) -> None:
     Nobody moves money out of another merchant's wallet, or learns that it exists.
     """
     state = state_of(world(), wallet("alice", 100, merchant_id="globex"), wallet("bob"))
-    decision = decide_move(state, move(kind, "alice", "bob", 100))
+    decision = decide_move(state, move(kind, "alice", "bob", 100), AT_US)
     assert isinstance(decision, TransferRejected)
     assert decision.reason is RejectReason.SOURCE_UNKNOWN
 
@@ -177,7 +186,7 @@ def test_foreign_destination_of_a_deposit_is_unknown() -> None:
     A deposit goes into a wallet of one's own only.
     """
     state = state_of(world(), wallet("bob", merchant_id="globex"))
-    decision = decide_move(state, deposit("bob", 1))
+    decision = decide_move(state, deposit("bob", 1), AT_US)
     assert isinstance(decision, TransferRejected)
     assert decision.reason is RejectReason.DESTINATION_UNKNOWN
 
@@ -187,7 +196,7 @@ def test_foreign_destination_of_a_transfer_is_paid() -> None:
     A transfer may pay another merchant's wallet.
     """
     state = state_of(wallet("alice", 100), wallet("bob", merchant_id="globex"))
-    assert isinstance(decide_move(state, transfer("alice", "bob", 100)), TransferPosted)
+    assert isinstance(decide_move(state, transfer("alice", "bob", 100), AT_US), TransferPosted)
 
 
 def test_currency_nobody_has_is_a_mismatch() -> None:
@@ -195,7 +204,7 @@ def test_currency_nobody_has_is_a_mismatch() -> None:
     Without a world in the currency there is no wallet in it either.
     """
     state = state_of(world(), wallet("bob"))
-    decision = decide_move(state, deposit("bob", 1, currency="USD"))
+    decision = decide_move(state, deposit("bob", 1, currency="USD"), AT_US)
     assert isinstance(decision, TransferRejected)
     assert decision.reason is RejectReason.CURRENCY_MISMATCH
 
@@ -205,7 +214,7 @@ def test_currency_of_the_command_counts() -> None:
     Two wallets of one currency do not move an amount that is in another.
     """
     state = state_of(wallet("alice", 100), wallet("bob"), world(currency="USD"))
-    decision = decide_move(state, transfer("alice", "bob", 1, currency="USD"))
+    decision = decide_move(state, transfer("alice", "bob", 1, currency="USD"), AT_US)
     assert isinstance(decision, TransferRejected)
     assert decision.reason is RejectReason.CURRENCY_MISMATCH
 
@@ -215,7 +224,7 @@ def test_frozen_wallet_takes_money() -> None:
     Frozen stops debits only.
     """
     state = state_of(world(), wallet("bob", status=WalletStatus.FROZEN))
-    assert isinstance(decide_move(state, deposit("bob", 1)), TransferPosted)
+    assert isinstance(decide_move(state, deposit("bob", 1), AT_US), TransferPosted)
 
 
 @pytest.mark.parametrize(
@@ -242,7 +251,7 @@ def test_source_falls_to_its_minimum_and_no_further(
     The balance may reach the minimum, an overdraft or a reserve, exactly.
     """
     state = state_of(wallet("alice", posted, minimum=minimum), wallet("bob"))
-    decision = decide_move(state, transfer("alice", "bob", amount))
+    decision = decide_move(state, transfer("alice", "bob", amount), AT_US)
     assert isinstance(decision, TransferPosted) is moves
     if isinstance(decision, TransferRejected):
         assert decision.reason is RejectReason.INSUFFICIENT_FUNDS
@@ -262,7 +271,7 @@ def test_destination_rises_to_the_largest_balance(posted: int, amount: int, move
     A balance may reach the largest that Postgres holds, exactly.
     """
     state = state_of(wallet("alice", AMOUNT_MAX), wallet("bob", posted))
-    decision = decide_move(state, transfer("alice", "bob", amount))
+    decision = decide_move(state, transfer("alice", "bob", amount), AT_US)
     assert isinstance(decision, TransferPosted) is moves
     if isinstance(decision, TransferRejected):
         assert decision.reason is RejectReason.BALANCE_OUT_OF_RANGE
@@ -274,7 +283,7 @@ def test_world_runs_out_of_numbers_not_of_money(posted: int, moves: bool) -> Non
     A deposit that the world's balance cannot express is out of range, not short of funds.
     """
     state = state_of(world(posted), wallet("bob"))
-    decision = decide_move(state, deposit("bob", 1))
+    decision = decide_move(state, deposit("bob", 1), AT_US)
     assert isinstance(decision, TransferPosted) is moves
     if isinstance(decision, TransferRejected):
         assert decision.reason is RejectReason.BALANCE_OUT_OF_RANGE
@@ -297,7 +306,7 @@ def test_money_moves_between_the_right_wallets(
     state = state_of(world(-100), wallet("alice", 100), wallet("bob"))
     versions = {name: one.version for name, one in state.wallets.items()}
 
-    decision = decide_move(state, command)
+    decision = decide_move(state, command, AT_US)
     assert isinstance(decision, TransferPosted)
     apply(state, decision, 9, AT_US)
 
@@ -316,7 +325,7 @@ def test_decision_says_everything() -> None:
     """
     state = state_of(wallet("alice", 100), wallet("bob", 5))
     command = transfer("alice", "bob", 30, reference="invoice 7", metadata='{"a":1}')
-    assert decide_move(state, command) == TransferPosted(
+    assert decide_move(state, command, AT_US) == TransferPosted(
         TRANSFER,
         command.transfer_id,
         command.key,
@@ -341,6 +350,6 @@ def test_deciding_changes_nothing() -> None:
     state = state_of(wallet("alice", 100), wallet("bob"))
     before = facts(state)
     command = transfer("alice", "bob", 100)
-    assert decide_move(state, command) == decide_move(state, command)
+    assert decide_move(state, command, AT_US) == decide_move(state, command, AT_US)
     assert facts(state) == before
     assert len(state.keys) == 0

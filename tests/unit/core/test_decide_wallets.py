@@ -54,7 +54,7 @@ def test_new_wallet_opens() -> None:
     assert decision == WalletOpened("alice", "acme", "EUR", -50)
     apply(state, decision, 3, AT_US)
     alice = state.wallets["alice"]
-    assert alice.facts() == ("alice", "acme", "EUR", OPEN, -50, 0, 0, 0)
+    assert alice.facts() == ("alice", "acme", "EUR", OPEN, -50, 0, 0, 0, 0, 0, 0, None, None)
     assert alice.sequence == 3
 
 
@@ -183,9 +183,9 @@ def test_foreign_wallets_are_unknown() -> None:
     state = state_of(wallet("alice", 100), world())
     assert decide_status(state, set_status(FROZEN, "globex")) is RejectReason.WALLET_UNKNOWN
     assert decide_limits(state, set_minimum(0, "globex")) is RejectReason.WALLET_UNKNOWN
-    assert owned_wallet(state, "globex", "alice") is None
-    assert owned_wallet(state, "acme", "$world:0:EUR") is None
-    assert owned_wallet(state, "acme", "alice") is state.wallets["alice"]
+    assert owned_wallet(state.wallets, "globex", "alice") is None
+    assert owned_wallet(state.wallets, "acme", "$world:0:EUR") is None
+    assert owned_wallet(state.wallets, "acme", "alice") is state.wallets["alice"]
 
 
 def test_every_reason_of_wallets_is_reached() -> None:
@@ -193,15 +193,20 @@ def test_every_reason_of_wallets_is_reached() -> None:
     Each reason that a wallet command can be refused for is told by some state.
     """
     state = state_of(
-        wallet("alice", 1), wallet("gone", status=CLOSED), wallet("paying", minimum=-1)
+        wallet("alice", 1),
+        wallet("gone", status=CLOSED),
+        wallet("paying", minimum=-1),
+        wallet("holding", minimum=-1),
     )
     state.wallets["paying"].reserved = 1
+    state.wallets["holding"].reserved = state.wallets["holding"].held = 1
     reached: set[Decision | RejectReason | None] = {
         decide_open(state, open_wallet("alice", -1)),
         decide_open(state, open_wallet("new", 1)),
         decide_status(state, set_status(CLOSED)),
         decide_status(state, SetWalletStatus("acme", "gone", OPEN)),
         decide_status(state, SetWalletStatus("acme", "paying", CLOSED)),
+        decide_status(state, SetWalletStatus("acme", "holding", CLOSED)),
         decide_status(state, SetWalletStatus("acme", "nobody", OPEN)),
     }
     assert reached == {reason for reason in RejectReason if reason >= RejectReason.WALLET_UNKNOWN}

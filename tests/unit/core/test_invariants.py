@@ -17,7 +17,9 @@ from processor.core.invariants import books, broken_channels, broken_wallets, st
 from processor.core.slots import SlotMap, slot_of
 from processor.core.state import ShardState
 from processor.core.wallet import Wallet, WalletStatus
+from tests.support.bound_commands import leg, linked, place
 from tests.support.commands import AT_US, transfer, wallet, world
+from tests.support.decided import deliver, do
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def sending() -> ShardState:
     state = ShardState(0, slots)
     state.load(wallet("alice", 100))
     for key in ("one", "two"):
-        decision = decide_move(state, transfer("alice", "bob", 30, key=key))
+        decision = decide_move(state, transfer("alice", "bob", 30, key=key), AT_US)
         assert isinstance(decision, TransferReserved)
         apply(state, decision, 1, AT_US)
     return state
@@ -89,11 +91,11 @@ def test_sound_channels_are_not_named() -> None:
     [
         (
             lambda state: setattr(state.wallets["alice"], "reserved", 59),
-            "alice: something else is reserved than is on its way",
+            "alice: something else is reserved than is on its way or held",
         ),
         (
             lambda state: state.wallets.pop("alice"),
-            "alice: money of it is on its way, but it is not in memory",
+            "alice: money of it is set aside, but it is not in memory",
         ),
         (
             lambda state: out_of(state).reserved.update(EUR=61),
@@ -124,6 +126,75 @@ def test_broken_channel_is_named(change: Callable[[ShardState], object], words: 
     state = sending()
     change(state)
     assert broken_channels(state) == [words]
+
+
+def holding() -> ShardState:
+    """
+    Make a shard with a hold, and with a linked transfer that is not decided.
+    """
+    slots = SlotMap.undivided(0)
+    slots.assign(slot_of("bob"), 1, 1)
+    state = ShardState(0, slots)
+    for one in (world(-100), wallet("alice", 100), wallet("anna")):
+        state.load(one)
+    do(state, place("alice", 30))
+    do(state, linked(leg("alice", "bob", 5), leg("alice", "anna", 2)))
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda state: setattr(state.wallets["alice"], "held", 29),
+            "alice: something else is held than its holds keep",
+        ),
+        (
+            lambda state: setattr(state.wallets["alice"], "holds_open", 0),
+            "alice: another number of holds is open than is counted",
+        ),
+        (
+            lambda state: setattr(state.wallets["anna"], "holds_open", 1),
+            "anna: another number of holds is open than is counted",
+        ),
+        (
+            lambda state: setattr(out_of(state), "weight", 2),
+            "channel to shard 1: its outbox has another weight",
+        ),
+        (
+            lambda state: setattr(state.wallets["alice"], "reserved", 36),
+            "alice: something else is reserved than is on its way or held",
+        ),
+        (
+            lambda state: setattr(state.wallets["anna"], "incoming", 1),
+            "anna: something else may come than linked transfers bring",
+        ),
+        (
+            lambda state: state.wallets.pop("anna"),
+            "anna: money of it is set aside, but it is not in memory",
+        ),
+    ],
+)
+def test_what_is_set_aside_is_named(change: Callable[[ShardState], object], words: str) -> None:
+    """
+    By holds and by what is not decided.
+    """
+    state = holding()
+    assert broken_channels(state) == []
+    change(state)
+    assert broken_channels(state) == [words]
+
+
+def test_what_was_prepared_for_others_is_set_aside() -> None:
+    """
+    Like what is decided here.
+    """
+    home, peer = holding(), ShardState(1, holding().slots)
+    peer.load(wallet("bob"))
+    deliver(home, peer)
+    peer.wallets["bob"].incoming = 0
+    words = "bob: something else may come than linked transfers bring"
+    assert broken_channels(peer) == [words]
 
 
 def test_a_wallet_away_from_its_slot_is_named() -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from processor.core.slots import SLOT_COUNT, SlotMap, slot_of
+from processor.core.slots import SLOT_COUNT, SlotMap, hold_id_in, slot_of, slot_of_hold
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,16 @@ def test_a_slot_is_assigned_with_its_generation() -> None:
     assert (slots.owner(7), slots.generation(7)) == (1, 2)
     assert (slots.owner(8), slots.generation(8)) == (0, 1)
     assert slots.slots_of(1) == [7, *range(2048, 4096)]
+
+
+@pytest.mark.parametrize("slot", [0, 1, 255, 256, 4095])
+@pytest.mark.parametrize("byte", [0, 255])
+def test_a_hold_is_found_by_its_id(slot: int, byte: int) -> None:
+    """
+    Its low 12 bits are its wallet's slot; all others are as they were.
+    """
+    random_id = bytes([byte] * 16)
+    hold_id = hold_id_in(slot, random_id)
+    assert slot_of_hold(hold_id) == slot
+    assert hold_id[:14] == random_id[:14]
+    assert hold_id[14] >> 4 == byte >> 4

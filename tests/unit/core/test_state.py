@@ -5,17 +5,22 @@ Method: keys remembered at known sequences, turned over at watermarks on both si
 
 from __future__ import annotations
 
+import pytest
+
 from processor.core.apply import apply
 from processor.core.decide import decide_move
-from processor.core.decisions import CarriedOutcome, TransferPosted, WalletOpened
+from processor.core.decisions import CarriedOutcome, LinkedPosted, TransferPosted, WalletOpened
+from processor.core.hold import Hold, HoldStatus, RefundTotal
+from processor.core.limits import Limits, Usage
 from processor.core.slots import slot_of
 from processor.core.state import RememberedKeys, ShardState
+from tests.support.bound_commands import leg
 from tests.support.commands import AT_US, identifier, state_of, transfer, wallet, world
 
 
 def posted(key: str) -> TransferPosted:
     state = state_of(wallet("alice", 100), wallet("bob"))
-    decision = decide_move(state, transfer("alice", "bob", 1, key=key))
+    decision = decide_move(state, transfer("alice", "bob", 1, key=key), AT_US)
     assert isinstance(decision, TransferPosted)
     return decision
 
@@ -198,3 +203,146 @@ def test_facts_leave_out_only_the_record() -> None:
         setattr(other, field, "x" if isinstance(getattr(other, field), str) else 77)
         assert other.facts() != one.facts(), field
     assert wallet("alice", 100, status=2).facts() != one.facts()
+    assert wallet("alice", 100, limits=Limits()).facts() != one.facts()
+    assert wallet("alice", 100, usage=Usage()).facts() != one.facts()
+    for field in ("reserved", "held", "incoming"):
+        other = wallet("alice", 100)
+        setattr(other, field, 1)
+        assert other.facts() != one.facts(), field
+
+
+@pytest.mark.parametrize(
+    ("reserved", "held", "incoming", "is_relied_on", "may_go"),
+    [
+        (0, 0, 0, False, True),
+        (1, 1, 0, False, False),
+        (2, 1, 0, True, False),
+        (0, 0, 1, True, False),
+    ],
+)
+def test_open_holds_alone_do_not_keep_a_wallet_at_its_shard(
+    reserved: int, held: int, incoming: int, is_relied_on: bool, may_go: bool
+) -> None:
+    """
+    They go along with it; but they keep it in memory.
+    """
+    one = wallet("alice", 10)
+    one.reserved, one.held, one.incoming = reserved, held, incoming
+    assert one.is_relied_on is is_relied_on
+    assert state_of().may_evict(one) is may_go
+
+
+# --- Holds, refunds and alarms ----------------------------------------------------------------
+
+
+def hold(number: int, status: HoldStatus, *, pending: int = 0, sequence: int = 0) -> Hold:
+    return Hold(
+        bytes([number] * 16),
+        "acme",
+        "alice",
+        "",
+        "EUR",
+        9,
+        0,
+        pending,
+        status,
+        False,
+        AT_US,
+        AT_US + number,
+        sequence=sequence,
+    )
+
+
+def test_only_a_hold_that_has_ended_is_taken_in_from_the_tables() -> None:
+    """
+    Another is in memory, or its row is of before; and what is here is as new or newer.
+    """
+    state = state_of()
+    ended = hold(1, HoldStatus.VOIDED)
+    for one in (ended, hold(2, HoldStatus.OPEN), hold(3, HoldStatus.EXPIRED, pending=1)):
+        state.load_hold(one)
+    state.load_hold(hold(1, HoldStatus.CAPTURED))
+    assert state.holds == {ended.hold_id: ended}
+
+
+def test_a_total_in_memory_is_newer_than_its_row() -> None:
+    """
+    As a wallet is.
+    """
+    state = state_of()
+    state.load_refund(RefundTotal(bytes(16), "alice", 5, 2))
+    state.load_refund(RefundTotal(bytes(16), "alice", 4, 1))
+    assert state.refunds[bytes(16)].refunded == 5
+
+
+def test_alarms_come_in_the_order_of_their_times() -> None:
+    """
+    At their time, not before, and no more at once than is asked for.
+    """
+    state = state_of()
+    for at_us in (30, 10, 20):
+        state.wake_at(at_us, bytes([at_us] * 16))
+    assert state.take_alarms(9, 10) == []
+    assert state.take_alarms(20, 1) == [bytes([10] * 16)]
+    assert state.take_alarms(20, 10) == [bytes([20] * 16)]
+    assert state.take_alarms(99, 10) == [bytes([30] * 16)]
+
+
+def test_ended_holds_and_totals_are_forgotten_when_the_tables_have_them() -> None:
+    """
+    The oldest, down to the bound; open ones, those with captures on their way and those above the
+    tables stay.
+    """
+    state = state_of()
+    state.tables_reach(5)
+    stay = [
+        hold(1, HoldStatus.OPEN),
+        hold(2, HoldStatus.EXPIRED, pending=1),
+        hold(3, HoldStatus.VOIDED, sequence=6),
+    ]
+    ended = [hold(number, HoldStatus.CAPTURED, sequence=5) for number in range(10, 40)]
+    state.holds = {one.hold_id: one for one in [*ended, *stay]}
+    for number in range(30):
+        state.load_refund(RefundTotal(bytes([number] * 16), "alice", 5, 1, sequence=5))
+    state.refunds[bytes([99] * 16)] = RefundTotal(bytes([99] * 16), "alice", 5, 1, sequence=6)
+    state.forget_counts(40)
+    assert (len(state.holds), len(state.refunds)) == (33, 31)
+    state.forget_counts(10)
+    assert list(state.holds) == [one.hold_id for one in [*ended[-10:], *stay]]
+    assert list(state.refunds) == [bytes([number] * 16) for number in (*range(20, 30), 99)]
+    assert state.kept == {"holds": 3, "refunds": 1}
+
+
+def test_alarms_of_what_has_ended_are_forgotten_when_they_are_many() -> None:
+    """
+    A hold that is captured at once leaves one for as long as it might have lasted.
+    """
+    state = state_of()
+    still_open = hold(1, HoldStatus.OPEN)
+    state.holds = {still_open.hold_id: still_open}
+    for number in range(20):
+        state.wake_at(AT_US + number, bytes([number] * 16))
+    state.forget_counts(18)
+    assert len(state.alarms) == 20
+    state.forget_counts(17)
+    assert state.alarms == [(still_open.expires_at_us, still_open.hold_id)]
+
+
+def test_legs_are_counted_however_their_outcome_came() -> None:
+    """
+    Decided here, carried or read: a turn starts from zero.
+    """
+    legs = [leg("alice", "bob", 1), leg("alice", "bob", 2)]
+    names = ("decided", "carried", "read")
+    decided, carried, read = (
+        LinkedPosted(identifier(name), identifier(f"key {name}"), "acme", legs, [], False)
+        for name in names
+    )
+    keys = RememberedKeys()
+    keys.remember(decided, 1, AT_US)
+    keys.carry(CarriedOutcome(carried, 7, AT_US), 2)
+    keys.load((read, 9, AT_US))
+    keys.load((read, 9, AT_US))
+    assert keys.young_legs == 6
+    keys.rotate(0)
+    assert keys.young_legs == 0

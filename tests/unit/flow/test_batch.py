@@ -9,20 +9,26 @@ import pytest
 
 from processor.core.amounts import BALANCE_MAX
 from processor.core.commands import Command, SetWalletLimits, SetWalletStatus
+from processor.core.decide_holds import SECOND_US
 from processor.core.decisions import (
+    HoldChanged,
     TransferPosted,
     TransferRejected,
     WalletLimitsSet,
     WalletOpened,
     WalletStatusSet,
 )
+from processor.core.hold import HoldStatus
 from processor.core.reject_reason import RejectReason
 from processor.core.state import ShardState
 from processor.core.wallet import WalletStatus
+from processor.flow import batch as batch_module
 from processor.flow.batch import Batch
 from processor.flow.frames import (
     Answered,
+    HoldFound,
     KeyReused,
+    LinkedMoved,
     Posted,
     Rejected,
     Reply,
@@ -31,6 +37,7 @@ from processor.flow.frames import (
     WalletFound,
     WalletRefused,
 )
+from tests.support.bound_commands import hold_id_of, leg, linked, place
 from tests.support.commands import (
     AT_US,
     deposit,
@@ -126,6 +133,8 @@ def test_batch_without_a_time_executes_nothing() -> None:
     """
     with pytest.raises(AssertionError, match="no time"):
         Batch(1).add(ledger(), frame(read_wallet("alice")), lambda _reply: None)
+    with pytest.raises(AssertionError, match="no time"):
+        Batch(1).tick(ledger())
 
 
 def test_batch_with_anything_to_do_is_true() -> None:
@@ -157,13 +166,13 @@ def test_commands_see_those_before_them() -> None:
         read_wallet("bob"),
     )
     assert results == [
-        WalletFound("alice", "EUR", OPEN, 0, 0, 0, 8, True),
-        WalletFound("bob", "EUR", OPEN, -5, 0, 0, 8, True),
+        WalletFound("alice", "EUR", OPEN, 0, 0, 0, 8, True, 0, 0),
+        WalletFound("bob", "EUR", OPEN, -5, 0, 0, 8, True, 0, 0),
         Posted(identifier("transfer of 1"), 8, AT_US, 10, 1, False),
         Posted(identifier("transfer of 2"), 8, AT_US, 0, 2, False),
-        Rejected(identifier("transfer of 3"), 8, AT_US, RejectReason.INSUFFICIENT_FUNDS, False),
+        Rejected(identifier("transfer of 3"), 8, AT_US, RejectReason.INSUFFICIENT_FUNDS, False, 1),
         Posted(identifier("transfer of 4"), 8, AT_US, -5, 2, False),
-        WalletFound("bob", "EUR", OPEN, -5, -5, 2, 8, False),
+        WalletFound("bob", "EUR", OPEN, -5, -5, 2, 8, False, -5, 0),
     ]
     assert [type(decision) for decision in batch.decisions] == [
         WalletOpened,
@@ -247,17 +256,17 @@ def test_repeat_of_a_refusal_is_marked_too() -> None:
         (
             SetWalletStatus("acme", "alice", FROZEN),
             WalletStatusSet("alice", FROZEN),
-            WalletFound("alice", "EUR", FROZEN, 0, 100, 1, 8, True),
+            WalletFound("alice", "EUR", FROZEN, 0, 100, 1, 8, True, 100, 0),
         ),
         (
             SetWalletLimits("acme", "alice", -7),
             WalletLimitsSet("alice", -7),
-            WalletFound("alice", "EUR", OPEN, -7, 100, 1, 8, True),
+            WalletFound("alice", "EUR", OPEN, -7, 100, 1, 8, True, 100, 0),
         ),
         (
             SetWalletStatus("acme", "alice", OPEN),
             None,
-            WalletFound("alice", "EUR", OPEN, 0, 100, 1, 3, False),
+            WalletFound("alice", "EUR", OPEN, 0, 100, 1, 3, False, 100, 0),
         ),
         (
             SetWalletStatus("acme", "alice", CLOSED),
@@ -269,7 +278,11 @@ def test_repeat_of_a_refusal_is_marked_too() -> None:
             None,
             WalletRefused(RejectReason.WALLET_UNKNOWN),
         ),
-        (read_wallet("alice"), None, WalletFound("alice", "EUR", OPEN, 0, 100, 1, 3, False)),
+        (
+            read_wallet("alice"),
+            None,
+            WalletFound("alice", "EUR", OPEN, 0, 100, 1, 3, False, 100, 0),
+        ),
         (read_wallet("alice", "globex"), None, WalletRefused(RejectReason.WALLET_UNKNOWN)),
         (
             open_wallet("alice", currency="USD"),
@@ -287,3 +300,70 @@ def test_wallet_command_is_answered_with_the_wallet(
     batch, results = executed(ledger(), command)
     assert results == [result]
     assert batch.decisions == ([decision] if decision is not None else [])
+
+
+# --- What is over -----------------------------------------------------------------------------
+
+
+def with_holds(*lifetimes_s: int) -> ShardState:
+    """
+    Make a state with a hold of 1 for each lifetime, placed at AT_US.
+    """
+    state = ledger()
+    executed(state, *(place("alice", 1, key=f"{s}", lifetime_s=s) for s in lifetimes_s))
+    return state
+
+
+def ticked(state: ShardState, at_us: int) -> Batch:
+    batch = new_batch(9)
+    batch.at_us = at_us
+    batch.tick(state)
+    return batch
+
+
+def test_a_tick_ends_what_is_over_and_nothing_else() -> None:
+    """
+    To the microsecond, and each once; a tick that ends nothing leaves the batch empty.
+    """
+    state = with_holds(10, 20)
+    assert not ticked(state, AT_US + 10 * SECOND_US - 1)
+    batch = ticked(state, AT_US + 10 * SECOND_US)
+    (ended,) = batch.decisions
+    assert isinstance(ended, HoldChanged)
+    assert (ended.hold_id, ended.status) == (hold_id_of("alice", "10"), HoldStatus.EXPIRED)
+    assert not ticked(state, AT_US + 10 * SECOND_US)
+    assert state.wallets["alice"].held == 1
+    assert ticked(state, AT_US + 60 * SECOND_US)
+    assert state.wallets["alice"].held == 0
+
+
+def test_a_tick_ends_a_bounded_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The others wait for the next batch.
+    """
+    monkeypatch.setattr(batch_module, "ALARMS_MAX", 2)
+    state = with_holds(1, 2, 3)
+    later = AT_US + 60 * SECOND_US
+    assert [len(ticked(state, later).decisions) for _ in range(3)] == [2, 1, 0]
+
+
+def test_a_hold_that_ended_is_told_as_it_is_now() -> None:
+    """
+    Under the key it was placed with, too: as a repeat, with the record of then.
+    """
+    state = with_holds(10)
+    ticked(state, AT_US + 10 * SECOND_US)
+    _, (found,) = executed(state, place("alice", 1, key="10", lifetime_s=10))
+    assert isinstance(found, HoldFound)
+    assert (found.hold.status, found.repeated) == (HoldStatus.EXPIRED, True)
+    assert (found.sequence, found.available) == (8, 100)
+
+
+def test_each_leg_counts() -> None:
+    """
+    A batch is full by what it costs: a linked transfer is as much as its legs.
+    """
+    legs = [leg("alice", "bob", number) for number in range(1, 8)]
+    batch, results = executed(ledger(), linked(*legs), read_wallet("bob"))
+    assert isinstance(results[0], LinkedMoved)
+    assert batch.command_count == 8

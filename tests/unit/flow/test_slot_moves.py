@@ -19,6 +19,7 @@ from processor.core.decisions import (
     DECISION_FORMAT,
     Decision,
     EntryElsewhere,
+    HoldChanged,
     SlotGiven,
     SlotTaken,
     TransferPosted,
@@ -28,11 +29,13 @@ from processor.core.decisions import (
     WalletOpened,
     decode_decisions,
 )
+from processor.core.hold import HoldStatus
 from processor.core.invariants import books
 from processor.core.reject_reason import RejectReason
 from processor.core.slots import NOWHERE, slot_of
 from processor.core.wallet import WalletStatus
 from processor.flow.frames import (
+    HoldFound,
     Moved,
     Pending,
     Posted,
@@ -42,6 +45,7 @@ from processor.flow.frames import (
     SlotLeft,
     WalletFound,
 )
+from tests.support.bound_commands import capture, place, read_hold
 from tests.support.commands import (
     MERCHANT,
     deposit,
@@ -465,6 +469,20 @@ def test_a_slot_that_stays_sends_again_after_a_moment(net: ShardNet) -> None:
             ),
         ),
         (
+            "balance_out_of_range",
+            2,
+            lambda net, _patch: setattr(
+                net.shards[1].state.wallets["$due:1:2:EUR"], "incoming", SLOT_DUE_MAX
+            ),
+        ),
+        (
+            "balance_out_of_range",
+            2,
+            lambda net, _patch: setattr(
+                net.shards[1].state.wallets["$due:1:2:EUR"], "reserved", SLOT_DUE_MAX
+            ),
+        ),
+        (
             "too_large",
             2,
             lambda _net, patch: patch.setattr(decide_slots, "SLOT_ENTRY_BYTES_MAX", 100),
@@ -634,7 +652,7 @@ def test_a_slot_that_a_peer_refuses_is_a_contradiction(net: ShardNet) -> None:
     """
     give(net, 1, 2)
     shard = net.shards[1]
-    with pytest.raises(ChannelBroken, match="was not taken"):
+    with pytest.raises(ChannelBroken, match="cannot be refused"):
         shard.batch.add_answers(shard.state, 2, [int(RejectReason.DESTINATION_CLOSED)])
 
 
@@ -684,3 +702,68 @@ def test_the_rejected_rest_is_named(net: ShardNet) -> None:
     assert isinstance(said, Rejected)
     assert said.reason == RejectReason.DESTINATION_UNKNOWN
     assert kinds(net, 0, TransferRecalled, TransferRejected) == [TransferRecalled]
+
+
+# --- Holds ------------------------------------------------------------------------------------
+
+
+def test_a_capture_follows_a_slot_that_has_moved(net: ShardNet) -> None:
+    """
+    It is called back and sent anew, and counts once with its hold, which ends with it.
+    """
+    placed = place(PAYER, 30, destination=PAYEE)
+    assert isinstance(ask(net, 0, placed), HoldFound)
+    give(net, 1, 2)
+    net.settle()
+    assert isinstance(ask(net, 0, capture(placed.hold_id, 10, key="last", is_final=True)), Pending)
+    held = net.shards[0].state.holds[placed.hold_id]
+    assert (held.pending, held.is_ending) == (10, True)
+    net.settle()
+
+    assert kinds(net, 0, TransferRecalled) == [TransferRecalled]
+    held = net.shards[0].state.holds[placed.hold_id]
+    assert (held.status, held.captured, held.pending) == (HoldStatus.CAPTURED, 10, 0)
+    payer = net.shards[0].state.wallets[PAYER]
+    assert (payer.posted, payer.reserved, payer.held) == (90, 0, 0)
+    assert balance(net, 2, PAYEE) == 17
+    check_books(net)
+
+
+def test_an_open_hold_goes_on_at_the_new_owner(net: ShardNet) -> None:
+    """
+    What it keeps goes with the wallet; while a part of it is on its way, the slot stays.
+    """
+    placed = place(PAYER, 30, destination=PAYEE)
+    ask(net, 0, placed)
+    ask(net, 0, capture(placed.hold_id, 10, key="part"))
+    assert isinstance(give(net, 0, 2, slot_of(PAYER)), SlotKept)
+    net.settle()
+    assert isinstance(give(net, 0, 2, slot_of(PAYER)), SlotLeft)
+    assert ask(net, 0, read_hold(placed.hold_id)) == Moved(2)
+    assert ask(net, 0, placed) == Moved(2)  # Under its key as well.
+    net.settle()
+
+    payer = net.shards[2].state.wallets[PAYER]
+    assert (payer.posted, payer.held, payer.reserved) == (90, 20, 20)
+    assert isinstance(ask(net, 2, capture(placed.hold_id, 20, key="rest")), Pending)
+    net.settle()
+    assert net.shards[2].state.holds[placed.hold_id].status == HoldStatus.CAPTURED
+    assert balance(net, 1, PAYEE) == 37
+    check_books(net)
+
+
+def test_a_hold_ends_at_its_new_owner(net: ShardNet) -> None:
+    """
+    In time, and at the old one nothing is left that could end it.
+    """
+    placed = place(PAYER, 30, lifetime_s=60)
+    ask(net, 0, placed)
+    give(net, 0, 2, slot_of(PAYER))
+    net.settle()
+    net.passed_us += 61_000_000
+    for shard_id in range(SHARD_COUNT):
+        net.tick(shard_id)
+    net.settle()
+    assert kinds(net, 0, HoldChanged) == []
+    assert kinds(net, 2, HoldChanged) == [HoldChanged]
+    assert net.shards[2].state.wallets[PAYER].held == 0

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gateway.identifiers import (
     new_transfer_id,
     new_wallet_id,
+    parse_timestamp,
     parse_uuid,
     timestamp_text,
     uuid_text,
@@ -102,3 +103,59 @@ def test_times_are_read_back(at_us: int) -> None:
 
     since = at - datetime(1970, 1, 1, tzinfo=UTC)
     assert (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds == at_us
+
+
+@given(st.integers(0, 4_000_000_000_000_000))
+def test_what_was_told_can_be_asked_for(at_us: int) -> None:
+    """
+    A client sends back the time of a reply.
+    """
+    assert parse_timestamp(timestamp_text(at_us)) == at_us
+
+
+@pytest.mark.parametrize(
+    ("text", "at_us"),
+    [
+        ("1970-01-01T00:00:01Z", 1_000_000),
+        ("1970-01-01t00:00:01z", 1_000_000),
+        ("1970-01-01T01:00:01.5+01:00", 1_500_000),
+        ("1969-12-31T23:30:01.000001-00:30", 1_000_001),
+        ("1970-01-01T00:00:00.0000019Z", 1),
+        ("1969-07-20T20:17:40Z", 0),
+        ("0001-01-01T00:00:00+23:59", 0),
+        ("9999-12-31T23:59:59.999999Z", 253_402_300_799_999_999),
+        ("9999-12-31T23:59:59-23:59", 253_402_300_799_999_999),
+    ],
+)
+def test_instants_of_all_offsets(text: str, at_us: int) -> None:
+    """
+    Cut to the microsecond, and to the years that the tables can hold.
+    """
+    assert parse_timestamp(text) == at_us
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2026-05-31",
+        "2026-05-31T22:00:00",
+        "2026-05-31 22:00:00Z",
+        "2026-05-31T22:00Z",
+        "2026-05-31T22:00:00 01:00",
+        "2026-05-31T22:00:00+0100",
+        "2026-05-31T22:00:00+25:00",
+        "2026-06-31T22:00:00Z",
+        "2026-05-31T24:00:00Z",
+        "2026-05-31T22:00:60Z",
+        "2026-05-31T22:00:00.Z",
+        "2026-05-31T22:00:00Z\n",
+        "1748728800",
+        "\u0662026-05-31T22:00:00Z",
+    ],
+)
+def test_other_texts_are_no_instant(text: str) -> None:
+    """
+    A day without a time or a time without an offset could be many.
+    """
+    assert parse_timestamp(text) is None

@@ -24,6 +24,20 @@ from gateway.strict_json import StrictDecoder
 DOCUMENT: dict[str, Any] = json.loads(msgspec.json.encode(openapi_document(ENDPOINTS)))
 PAGE = reference_page(ENDPOINTS, DOCUMENT)
 
+MOVING_PATHS = {
+    "/v1/transfers",
+    "/v1/deposits",
+    "/v1/withdrawals",
+    "/v1/holds",
+    "/v1/holds/{hold_id}/captures",
+    "/v1/holds/{hold_id}/void",
+    "/v1/holds/{hold_id}/extend",
+    "/v1/transfers/{transfer_id}/refunds",
+    "/v1/linked-transfers",
+    "/v1/linked-transfers/{linked_id}/reversal",
+    "/v1/fees/sweep",
+}
+
 each_endpoint = pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda endpoint: endpoint.name)
 
 
@@ -73,6 +87,24 @@ def test_statuses_are_described(endpoint: Endpoint) -> None:
             assert code in schema["allOf"][1]["properties"]["code"]["enum"]
 
 
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [
+        ("/v1/transfers", "transfer"),
+        ("/v1/holds", "transfer"),
+        ("/v1/linked-transfers", "linked_transfer"),
+    ],
+)
+def test_a_refusal_has_what_did_not_happen_inside(path: str, inside: str) -> None:
+    """
+    Where it was recorded, its type is described: a client reads `short_by` from it.
+    """
+    responses = DOCUMENT["paths"][path]["post"]["responses"]
+    for status, is_there in (("409", True), ("422", False)):
+        schema = responses[status]["content"]["application/problem+json"]["schema"]
+        assert (inside in schema["allOf"][1]["properties"]) == is_there
+
+
 @each_endpoint
 def test_scopes_are_described(endpoint: Endpoint) -> None:
     """
@@ -96,7 +128,7 @@ def test_what_moves_money_wants_a_key(endpoint: Endpoint) -> None:
     """
     The header is required where a row says so, and every single movement says so.
     """
-    moves = endpoint.path in {"/v1/transfers", "/v1/deposits", "/v1/withdrawals"}
+    moves = endpoint.method == "POST" and endpoint.path in MOVING_PATHS
     headers = [
         parameter["name"]
         for parameter in operation_of(endpoint).get("parameters", [])

@@ -11,9 +11,9 @@ import pytest
 
 from gateway.endpoint import Endpoint
 from gateway.endpoints import ENDPOINTS
+from gateway.history_wire import EntriesQuery
 from gateway.problems import Refusal
 from gateway.routes import Route, Routes
-from gateway.wire import EntriesQuery
 
 routes = Routes(ENDPOINTS)
 

@@ -10,7 +10,16 @@ import asyncio
 import pytest
 
 from gateway.settlement_wait import Answer, SettlementWait
-from processor.flow.frames import Pending, Posted, Rejected, Result, WalletRefused
+from processor.flow.frames import (
+    LegSource,
+    LinkedMoved,
+    LinkedRefused,
+    Pending,
+    Posted,
+    Rejected,
+    Result,
+    WalletRefused,
+)
 
 LONG_S = 3_600.0
 ONE, TWO = bytes([1]) * 16, bytes([2]) * 16
@@ -45,6 +54,20 @@ async def test_a_settlement_takes_the_place_of_what_was_pending() -> None:
 
     assert answer.result() == [posted(ONE), other, rejected]
     assert wait.told_pending_count == 0
+
+
+async def test_a_linked_transfer_is_waited_for_too() -> None:
+    """
+    Whether its legs moved or not.
+    """
+    wait = SettlementWait()
+    answer = held(wait, pending(ONE), pending(TWO))
+    moved = LinkedMoved(ONE, 6, 2, False, [LegSource(0, 90, 3)])
+    refused = LinkedRefused(TWO, 7, 2, False, 1, 107, 5)
+
+    wait.settle([moved, refused])
+
+    assert answer.result() == [moved, refused]
 
 
 async def test_one_settlement_serves_all_who_wait_for_it() -> None:

@@ -23,7 +23,7 @@ from gateway.shard_client import CONNECT_S_MAX, OutcomeUnknown, ShardOverloaded,
 from gateway.shard_clients import ShardClients
 from processor.core.commands import Command, MoveMoney, SetWalletLimits, SetWalletStatus
 from processor.core.slots import NOWHERE, SLOT_COUNT, SlotMap, slot_of
-from processor.core.wallet import WalletStatus
+from processor.core.wallet import WalletStatus, fees_wallet_id
 from processor.flow.frames import (
     FRAME_COMMANDS_MAX,
     Answered,
@@ -39,6 +39,18 @@ from processor.flow.frames import (
     WalletRefused,
 )
 from processor.storage.directory import ShardEntry
+from tests.support.bound_commands import (
+    capture,
+    extend,
+    hold_id_of,
+    leg,
+    linked,
+    on_terms,
+    place,
+    read_hold,
+    refund,
+    void,
+)
 from tests.support.commands import deposit, open_wallet, read_wallet, transfer, withdrawal
 from tests.support.scripted_shard import Answer, ScriptedShard, answering, listening
 from tests.support.waiting import until
@@ -136,13 +148,26 @@ class TestRouting:
             (read_wallet(THERE), 1),
             (open_wallet(HERE), 0),
             (SetWalletStatus("acme", THERE, WalletStatus.FROZEN), 1),
+            (place(THERE, 1, destination=HERE), 1),
+            (capture(hold_id_of(THERE), 1, key="capture", destination=HERE), 1),
+            (void(hold_id_of(THERE)), 1),
+            (extend(hold_id_of(THERE), 60), 1),
+            (read_hold(hold_id_of(THERE)), 1),
+            (refund("earlier", THERE, HERE, 1, refundable=1), 1),
+            (on_terms(deposit(THERE, 1), if_version=3), 1),
+            (linked(leg(THERE, HERE, 1), leg(HERE, THERE, 1)), 1),
+            (transfer(fees_wallet_id(1, "acme", "EUR"), HERE, 1), 1),
+            (transfer(fees_wallet_id(0, "acme", "EUR"), THERE, 1), 0),
+            (on_terms(transfer(fees_wallet_id(1, "acme", "EUR"), HERE, 1), amount_max=9), 1),
+            (linked(leg(fees_wallet_id(1, "acme", "EUR"), HERE, 1), leg(HERE, THERE, 1)), 1),
         ],
     )
     async def test_the_callers_own_wallet_decides(
         self, folder: Path, command: Command, shard_id: int
     ):
         """
-        The source of transfers and withdrawals, the destination of deposits, or the wallet.
+        The source of transfers and withdrawals, the destination of deposits, or the wallet; what a
+        hold is of, which its id says; the first leg's source; and a wallet of fees by its name.
         """
         async with two_shards(folder) as (clients, *shards):
             _, told_by = await clients.submit(command, timeout_ms=PATIENT_MS)
@@ -215,6 +240,36 @@ class TestRouting:
             clients.slots_changed(SlotMap.undivided(0))
             assert await asked == (WalletRefused(0), 0)
 
+    async def test_legs_count_against_the_frame(self, folder: Path):
+        """
+        Linked transfers that come at once leave in frames of no more legs than commands.
+        """
+        legs = [leg(HERE, THERE, number, name=f"{number}") for number in range(1, 101)]
+        count = FRAME_COMMANDS_MAX // 100 + 1
+        async with two_shards(folder) as (clients, shard, _):
+            asked = [linked(*legs, key=f"{number}") for number in range(count)]
+            async with asyncio.TaskGroup() as tasks:
+                for command in asked:
+                    tasks.create_task(clients.submit(command, timeout_ms=PATIENT_MS))
+
+        assert shard.commands == asked
+        assert [len(frame.commands) for frame in shard.frames] == [count - 1, 1]
+
+    async def test_legs_count_against_the_queue(self, folder: Path):
+        """
+        What waits for a shard that is down is bounded by legs.
+        """
+        many = linked(*(leg(HERE, THERE, number) for number in range(1, 51)))
+        async with (
+            listening(1, folder, SECRET, SOUND) as shard,
+            clients_of(shard, queued_commands_max=99) as clients,
+        ):
+            first = asyncio.create_task(clients.submit(many, timeout_ms=5_000))
+            await until(lambda: clients.statistics()[0].queued_commands == 50, "the first to wait")
+            with pytest.raises(ShardOverloaded):
+                await clients.submit(many, timeout_ms=PATIENT_MS)
+            first.cancel()
+
 
 class TestConnecting:
     async def test_an_address_that_says_nothing_is_left_for_a_new_one(self, folder: Path):
@@ -266,6 +321,30 @@ class TestMovedSlots:
 
         assert old.commands == [first]
         assert new.commands == [first, second]
+
+    async def test_a_holds_slot_is_followed_like_its_wallets(self, folder: Path):
+        """
+        A shard that says where a hold went says where its wallet is.
+        """
+        placed = place(HERE, 1)
+        async with two_shards(folder, zero=moved_to(1)) as (clients, old, new):
+            _, told_by = await clients.submit(read_hold(placed.hold_id), timeout_ms=PATIENT_MS)
+            assert told_by == 1
+            assert clients.shard_of(HERE) == 1
+            await clients.submit(read_wallet(HERE), timeout_ms=PATIENT_MS)
+
+        assert old.commands == [read_hold(placed.hold_id)]
+        assert new.commands == [read_hold(placed.hold_id), read_wallet(HERE)]
+
+    async def test_what_fees_say_is_no_hint(self, folder: Path):
+        """
+        A wallet of fees is where its name says, and tells nothing of any slot.
+        """
+        sweep = transfer(fees_wallet_id(0, "acme", "EUR"), THERE, 1)
+        before = [HALVES.owner(slot) for slot in range(SLOT_COUNT)]
+        async with two_shards(folder, zero=in_turn(moved_to(1), SOUND)) as (clients, *_):
+            assert (await clients.submit(sweep, timeout_ms=PATIENT_MS))[1] == 0
+            assert [clients._slots.owner(slot) for slot in range(SLOT_COUNT)] == before
 
     async def test_only_what_moved_is_asked_again(self, folder: Path):
         """

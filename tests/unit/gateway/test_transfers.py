@@ -19,13 +19,14 @@ from gateway.transfers import (
     moved_transfer,
     rejection,
     reuse_error,
+    short_by_told,
     visible_transfer,
 )
 from gateway.wire import DepositRequest, Transfer, TransferRequest, WithdrawalRequest
-from processor.core.commands import TransferType
+from processor.core.commands import Terms, TransferType
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import KeyReused, Pending, Posted, Rejected
-from processor.storage.transfer_search import TransferFound, TransferSide
+from processor.flow.frames import FilledIn, KeyReused, Pending, Posted, Rejected
+from processor.storage.transfer_found import TransferFound, TransferSide
 
 COMMAND = move_command(TransferRequest("a", "b", 5, "EUR", "ref", {"k": 1}), "acme", "key")
 AT_US = 1_700_000_000_000_000
@@ -96,6 +97,8 @@ def test_shows_what_was_posted() -> None:
         "shard": 3,
         "sequence": 8,
         "created_at": "2023-11-14T22:13:20.000000Z",
+        "linked_to": None,
+        "short_by": None,
     }
 
 
@@ -112,7 +115,14 @@ def test_shows_what_is_pending() -> None:
     assert (transfer.shard, transfer.sequence) == (1, 8)
 
 
-@pytest.mark.parametrize("reason", [r for r in RejectReason if r < RejectReason.WALLET_UNKNOWN])
+TOLD_WITH_A_TRANSFER = [
+    reason
+    for reason in RejectReason
+    if reason < RejectReason.WALLET_UNKNOWN and reason != RejectReason.HOLD_UNKNOWN
+]
+
+
+@pytest.mark.parametrize("reason", TOLD_WITH_A_TRANSFER)
 def test_shows_what_was_rejected(reason: RejectReason) -> None:
     """
     Each reason of the ledger is a problem with the transfer inside, and no balance.
@@ -129,6 +139,60 @@ def test_shows_what_was_rejected(reason: RejectReason) -> None:
         None,
     )
     assert refusal.headers == ()
+
+
+def test_of_an_unknown_hold_nothing_is_shown() -> None:
+    """
+    Nobody knows what a capture of no hold would have moved.
+    """
+    result = Rejected(COMMAND.transfer_id, 8, AT_US, RejectReason.HOLD_UNKNOWN, repeated=False)
+
+    body = rejection(COMMAND, result, 0).body()
+
+    assert (body["code"], "transfer" in body) == ("hold_unknown", False)
+
+
+@pytest.mark.parametrize("reason", TOLD_WITH_A_TRANSFER)
+def test_the_shortage_is_of_the_own_wallet(reason: RejectReason) -> None:
+    """
+    A payer is never told by how much somebody else's wallet is too full; the owner is.
+    """
+    is_of_destination = "balance" in reason.code or reason.code.startswith("credit_")
+
+    told = short_by_told(TransferType.TRANSFER, reason, 7)
+
+    assert told == (None if is_of_destination else 7)
+    assert short_by_told(TransferType.DEPOSIT, reason, 7) == 7
+    assert short_by_told(TransferType.DEPOSIT, reason, 0) is None
+
+
+def test_conditions_are_terms() -> None:
+    """
+    What a request is bound to goes along; a plain one has no terms, which is the fast way.
+    """
+    bound = TransferRequest("a", "b", 5, "EUR", if_version=3, if_available_gte=-2, up_to=True)
+
+    assert COMMAND.terms is None
+    assert move_command(bound, "acme", "key").terms == Terms(
+        if_version=3, if_available_gte=-2, amount_max=5
+    )
+    assert move_command(DepositRequest("a", 5, "EUR", if_version=0), "acme", "key").terms == Terms(
+        if_version=0
+    )
+
+
+def test_shows_what_the_ledger_filled_in() -> None:
+    """
+    What was left open is shown as it was moved; the ledger's own wallets stay unnamed.
+    """
+    request = WithdrawalRequest("a", 5, "EUR", up_to=True)
+    command = move_command(request, "acme", "key")
+    filled_in = FilledIn("a", "$world:0:EUR", "EUR", 3)
+    result = Posted(command.transfer_id, 8, AT_US, 0, 3, repeated=False, filled_in=filled_in)
+
+    transfer = moved_transfer(command, result, 0)
+
+    assert (transfer.source, transfer.destination, transfer.amount) == ("a", None, 3)
 
 
 def test_a_replay_is_another_requests_transfer() -> None:

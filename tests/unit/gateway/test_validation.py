@@ -10,14 +10,23 @@ from typing import Any
 import pytest
 
 from configs.settings import GatewaySettings, Settings
+from gateway.hold_wire import CaptureHoldRequest, PlaceHoldRequest
 from gateway.problems import FieldError
-from gateway.validation import Validation, canonical_metadata, is_idempotency_key, is_wallet_id
+from gateway.validation import (
+    Validation,
+    canonical_metadata,
+    is_idempotency_key,
+    is_wallet_id,
+    lifetime_errors,
+)
 from gateway.wire import (
     BatchTransfer,
     ChangeWalletRequest,
     DepositRequest,
     OpenWalletRequest,
     TransferRequest,
+    VelocityLimits,
+    WalletLimits,
     WithdrawalRequest,
 )
 from processor.core.amounts import AMOUNT_MAX
@@ -194,6 +203,90 @@ def test_changes() -> None:
     assert validation.change(ChangeWalletRequest(minimum=0)) == []
     assert pointers(validation.change(ChangeWalletRequest())) == [""]
     assert pointers(validation.change(ChangeWalletRequest(minimum=2**53))) == ["/minimum"]
+
+
+def test_limits() -> None:
+    """
+    Each limit is checked in its own place; zero is one, and nothing set lifts all.
+    """
+    wrong = VelocityLimits(-1, AMOUNT_MAX + 1, 0, AMOUNT_MAX)
+
+    def change(limits: WalletLimits) -> list[str | None]:
+        return pointers(validation.change(ChangeWalletRequest(limits=limits)))
+
+    assert change(WalletLimits()) == []
+    assert change(WalletLimits(VelocityLimits(0, 0, 0, 0), VelocityLimits(), 0)) == []
+    assert change(WalletLimits(debits=wrong)) == [
+        "/limits/debits/hour_count",
+        "/limits/debits/hour_amount",
+    ]
+    assert change(WalletLimits(credits=wrong, balance_max=-1)) == [
+        "/limits/balance_max",
+        "/limits/credits/hour_count",
+        "/limits/credits/hour_amount",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("conditions", "expected"),
+    [
+        ({"if_version": 0, "if_available_gte": 0}, []),
+        ({"if_version": AMOUNT_MAX, "if_available_gte": -AMOUNT_MAX}, []),
+        ({"if_version": -1, "if_available_gte": AMOUNT_MAX + 1}, ["version", "available_gte"]),
+        (
+            {"if_version": AMOUNT_MAX + 1, "if_available_gte": -(2**53)},
+            ["version", "available_gte"],
+        ),
+    ],
+)
+def test_conditions(conditions: dict[str, int], expected: list[str]) -> None:
+    """
+    A condition is exact in every JSON reader, on every movement that takes one.
+    """
+    placing = PlaceHoldRequest("a", 1, "EUR", **conditions)
+    deposit = DepositRequest("a", 1, "EUR", **conditions)
+
+    named = [f"/if_{name}" for name in expected]
+    assert pointers(errors_of(**conditions)) == named
+    assert pointers(validation.placing(placing)) == named
+    assert pointers(validation.movement(deposit)) == named
+
+
+@pytest.mark.parametrize(
+    ("lifetime_s", "sound"), [(1, True), (31 * 86_400, True), (0, False), (31 * 86_400 + 1, False)]
+)
+def test_lifetimes(lifetime_s: int, sound: bool) -> None:
+    """
+    A hold lasts a second to 31 days.
+    """
+    expected = [] if sound else ["/expires_in_s"]
+
+    assert pointers(lifetime_errors(lifetime_s)) == expected
+    placing = PlaceHoldRequest("a", 1, "EUR", expires_in_s=lifetime_s)
+    assert pointers(validation.placing(placing)) == expected
+
+
+def test_holds_name_every_wrong_field() -> None:
+    """
+    A hold and a capture hear all that is wrong at once.
+    """
+    words: dict[str, Any] = {"reference": "", "metadata": {"a": "\x00"}}
+    placing = PlaceHoldRequest("!", 0, "?", "!", expires_in_s=0, **words)
+    capture = CaptureHoldRequest(amount=0, destination="!", **words)
+
+    assert pointers(validation.placing(placing)) == [
+        "/source",
+        "/destination",
+        "/amount",
+        "/currency",
+        "/expires_in_s",
+        "/reference",
+        "/metadata/a",
+    ]
+    expected = ["/amount", "/destination", "/reference", "/metadata/a"]
+    assert pointers(validation.capture(capture)) == expected
+    assert validation.placing(PlaceHoldRequest("a", 1, "EUR")) == []
+    assert validation.capture(CaptureHoldRequest()) == []
 
 
 def test_canonical_metadata() -> None:
