@@ -1,3 +1,3 @@
 """
-Runnable examples: a payout file and the demo around it.
+Runnable examples: scenarios that are told on a running ledger, a payout file, the demo around it.
 """

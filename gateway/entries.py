@@ -1,26 +1,38 @@
 """
-A wallet's history: its entries, by version, from either end.
+A wallet's entries, in pages by version, from either end.
 
-Rule: a page that a version is missing from is never shown: a client that went on behind it
-      would never see that entry.
+Rule: a page looks through a bounded number of entries, whatever it is asked to leave out.
 """
 
 from __future__ import annotations
 
-import asyncio
+from urllib.parse import urlencode
+
+import msgspec
 
 from gateway.endpoint import Call
+from gateway.histories import Past, instant_us, read_past, version_before
+from gateway.history_wire import EntriesQuery
 from gateway.identifiers import timestamp_text, uuid_text
-from gateway.problems import Refusal
 from gateway.reply import Reply, json_reply
-from gateway.shard_client import ShardUnavailable
 from gateway.transfers import metadata_object, type_text
-from gateway.wallets import link_next, page_limit, query_invalid, read_wallet, wallet_id_of
-from gateway.wire import EntriesQuery, Entry, EntryPage
-from processor.core.slots import NOWHERE
-from processor.storage.history import EntryRow, is_whole
+from gateway.wallets import link_next, page_limit, query_invalid
+from gateway.wire import Entry, EntryPage
+from processor.core.commands import TransferType
+from processor.storage.entries import EntryFilter, EntryRow, Span
 
-LOOK_S = 0.02
+LOOKED_AT_MAX = 5_000  # Entries a page looks through for those that were asked for.
+
+_TYPES: dict[str, TransferType] = {type_text(one): one for one in TransferType}
+
+
+class Page(msgspec.Struct, frozen=True):
+    """
+    The rows of a page, and behind which version the next one goes on; None: there is none.
+    """
+
+    rows: list[EntryRow]
+    cursor: int | None
 
 
 async def list_entries(call: Call) -> Reply:
@@ -28,73 +40,112 @@ async def list_entries(call: Call) -> Reply:
     Show the entries after a version, oldest first, or else before one, newest first.
     """
     query: EntriesQuery = call.query
-    gateway = call.gateway
-    wallet_id = wallet_id_of(call)
     limit = page_limit(call, query.limit)
+    _check(query)
+
+    async def read(past: Past) -> Page | None:
+        bounds = await _bounds(call, past)
+        return None if bounds is None else await _page(call, past, bounds, limit)
+
+    page = await read_past(call, read)
+    has_more = page.cursor is not None
+    links = (link_next(_next_path(call, page.cursor, limit)),) if has_more else ()
+    entries = [shown_entry(row) for row in page.rows]
+    return json_reply(200, EntryPage(entries, has_more, page.cursor), *links)
+
+
+def _check(query: EntriesQuery) -> None:
     if query.after is not None and query.before is not None:
         raise query_invalid("before", "not_allowed", "Give after or before, not both.")
-    if query.min_sequence:
-        shard_id = _shard_asked(call, query, wallet_id)
-        await gateway.watermarks.reach(shard_id, query.min_sequence, timeout_ms=gateway.timeout_ms)
-    rows = await _whole_page(call, wallet_id, query, limit + 1)
-    page, has_more = rows[:limit], len(rows) > limit
-    cursor = page[-1].version if has_more else None
-    direction = "before" if query.after is None else "after"
-    path = f"/v1/wallets/{wallet_id}/entries?{direction}={cursor}&limit={limit}"
-    links = (link_next(path),) if has_more else ()
-    entries = [_shown(row) for row in page]
-    return json_reply(200, EntryPage(entries, has_more, cursor), *links)
+    if query.reference is not None and "\0" in query.reference:
+        raise query_invalid("reference", "bad_format", "No reference has a NUL in it.")
+    instant_us(query.from_, "from")
+    instant_us(query.to, "to")
 
 
-def _shard_asked(call: Call, query: EntriesQuery, wallet_id: str) -> int:
-    shards = call.gateway.shards
-    if query.shard is None:
-        shard_id = shards.shard_of(wallet_id)
-        if shard_id == NOWHERE:
-            raise ShardUnavailable("no slot map yet")
-        return shard_id
-    if not shards.has_shard(query.shard):
-        raise query_invalid("shard", "out_of_range", "Give the `shard` of the reply.")
-    return query.shard
-
-
-async def _whole_page(
-    call: Call, wallet_id: str, query: EntriesQuery, limit: int
-) -> list[EntryRow]:
+async def _bounds(call: Call, past: Past) -> Span | None:
     """
-    Read a page that lacks nothing. A wallet that has moved may have to be waited for: what it
-    did at its shard before can be projected after what it did since.
+    Find the versions that the query's instants and cursor leave; None when it is too early.
     """
+    query: EntriesQuery = call.query
+    first, last = 1, past.known
+    since_us, until_us = instant_us(query.from_, "from"), instant_us(query.to, "to")
+    if since_us is not None:
+        before = await version_before(call, past, since_us)
+        if before is None:
+            return None
+        first = before + 1
+    if until_us is not None:
+        before = await version_before(call, past, until_us)
+        if before is None:
+            return None
+        last = min(last, before)
+    if query.after is not None:
+        return Span(max(first, query.after + 1), last)
+    return Span(first, last if query.before is None else min(last, query.before - 1))
+
+
+async def _page(call: Call, past: Past, bounds: Span, limit: int) -> Page | None:
+    """
+    Read a page of *bounds* from the end that the query begins at; None when it is not whole.
+    """
+    query: EntriesQuery = call.query
+    newest_first = query.after is None
+    only = EntryFilter(None if query.type is None else _TYPES[query.type], query.reference)
     history = call.gateway.history
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + call.gateway.timeout_ms / 1000
-    while True:
-        known = await _version_known(call, wallet_id)
-        if query.after is not None:
-            rows = await history.entries_after(wallet_id, query.after, limit)
-        else:
-            rows = await history.entries_before(wallet_id, query.before, limit)
-        if is_whole(rows, after=query.after, before=query.before, known=known, limit=limit):
-            return rows
-        if loop.time() > deadline:
-            detail = "The wallet has moved; what it did before is on its way into the history."
-            raise Refusal("not_projected_yet", detail, headers=((b"retry-after", b"1"),))
-        await asyncio.sleep(LOOK_S)
+    if only == EntryFilter():
+        span = end_of(bounds, limit, newest_first=newest_first)
+        found = await history.entries(past.wallet_id, span)
+        rows = found[::-1] if found and newest_first else found
+    else:
+        span = end_of(bounds, LOOKED_AT_MAX, newest_first=newest_first)
+        rows = await history.entries_chosen(
+            past.wallet_id, span, only, limit=limit, newest_first=newest_first
+        )
+    if rows is None:
+        return None
+    return Page(rows, cursor_of(rows, span, bounds, limit, newest_first=newest_first))
 
 
-async def _version_known(call: Call, wallet_id: str) -> int:
+def end_of(bounds: Span, size_max: int, *, newest_first: bool) -> Span:
     """
-    Return the version that the tables have of the caller's wallet; raises Refusal for others'.
+    Cut *bounds* down to the versions that a page looks at.
     """
-    row = await call.gateway.history.wallet(wallet_id)
-    if row is not None and row.merchant_id == call.caller.merchant_id:
-        return row.version
-    # A wallet that was just opened is not in the tables; a foreign one takes as long.
-    await read_wallet(call, wallet_id)
-    return 0
+    if newest_first:
+        return Span(max(bounds.first, bounds.last - size_max + 1), bounds.last)
+    return Span(bounds.first, min(bounds.last, bounds.first + size_max - 1))
 
 
-def _shown(row: EntryRow) -> Entry:
+def cursor_of(
+    rows: list[EntryRow], span: Span, bounds: Span, limit: int, *, newest_first: bool
+) -> int | None:
+    """
+    Say up to where a page has looked, if something is behind it: to its last row when it is
+    full, otherwise through all of *span*.
+    """
+    if not span.size:
+        return None
+    end = span.first if newest_first else span.last
+    if len(rows) == limit:
+        end = rows[-1].version
+    return None if end == (bounds.first if newest_first else bounds.last) else end
+
+
+def _next_path(call: Call, cursor: int | None, limit: int) -> str:
+    query: EntriesQuery = call.query
+    wanted = {
+        "before" if query.after is None else "after": cursor,
+        "limit": limit,
+        "type": query.type,
+        "reference": query.reference,
+        "from": query.from_,
+        "to": query.to,
+    }
+    chosen = urlencode({name: value for name, value in wanted.items() if value is not None})
+    return f"/v1/wallets/{call.parameters[0]}/entries?{chosen}"
+
+
+def shown_entry(row: EntryRow) -> Entry:
     return Entry(
         row.version,
         "debit" if row.is_debit else "credit",

@@ -13,18 +13,26 @@ import msgspec
 
 from gateway.endpoint import Endpoint
 from gateway.idempotency_key import HEADER
+from gateway.linked_wire import LinkedTransfer
 from gateway.problems import PROBLEMS, Problem
-from gateway.wire import BatchResult, BatchTransfer, IdempotencyKeyText, WalletIdText
+from gateway.wire import (
+    BatchResult,
+    BatchTransfer,
+    IdempotencyKeyText,
+    Transfer,
+    WalletIdText,
+)
 
 REF = "#/components/schemas/{name}"
 
 DESCRIPTION = """\
 Moves money between wallets, exactly once.
 
-A reply of 200 or 201 means: the money is in both wallets, on disk. 202 means: it is set aside in
-the source, on disk, and certain to be posted or rejected in a moment. 409 means: a business reason
-against it, recorded under the key. Any other 4xx: nothing happened. 5xx: `outcome` says whether
-nothing was applied or nothing is known; the same request with the same key tells.
+A reply of 200 or 201 means: it is done, on disk; money that was moved is in both wallets. 202
+means: the money is set aside in the source, on disk, and certain to be posted or rejected in a
+moment. 409 means: a business reason against it, recorded under the key where money was to move.
+Any other 4xx: nothing happened. 5xx: `outcome` says whether nothing was applied or nothing is
+known; the same request with the same key tells.
 """
 
 Json = dict[str, Any]
@@ -71,6 +79,7 @@ class _Schemas:
 
     def __init__(self, table: Sequence[Endpoint]) -> None:
         types: list[Any] = [Problem, BatchTransfer, BatchResult, WalletIdText, IdempotencyKeyText]
+        types += [Transfer, LinkedTransfer]
         for endpoint in table:
             used = (endpoint.request, endpoint.response)
             types += [type_ for type_ in used if type_ is not None]
@@ -174,17 +183,18 @@ def _problem_responses(endpoint: Endpoint) -> Json:
     return {
         str(status): {
             "description": " ".join(f"`{code}`: {PROBLEMS[code].title}" for code in codes),
-            "content": {"application/problem+json": {"schema": _problem_schema(codes)}},
+            "content": {"application/problem+json": {"schema": _problem_schema(endpoint, codes)}},
         }
         for status, codes in sorted(by_status.items())
         if status not in endpoint.statuses
     }
 
 
-def _problem_schema(codes: Sequence[str]) -> Json:
-    return {
-        "allOf": [
-            {"$ref": REF.format(name=Problem.__name__)},
-            {"properties": {"code": {"enum": list(codes)}}},
-        ]
-    }
+def _problem_schema(endpoint: Endpoint, codes: Sequence[str]) -> Json:
+    properties: Json = {"code": {"enum": list(codes)}}
+    if any(PROBLEMS[code].outcome == "rejected" for code in codes):
+        # What did not happen is inside, with by how much it failed.
+        is_linked = endpoint.response is LinkedTransfer
+        inside, type_ = ("linked_transfer", LinkedTransfer) if is_linked else ("transfer", Transfer)
+        properties[inside] = {"$ref": REF.format(name=type_.__name__)}
+    return {"allOf": [{"$ref": REF.format(name=Problem.__name__)}, {"properties": properties}]}

@@ -44,8 +44,9 @@ RESULT_COLUMNS = (
     "transfer_id",
 )
 
-_CSV: Header = (b"content-type", b"text/csv; charset=utf-8")
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+CSV: Header = (b"content-type", b"text/csv; charset=utf-8")
+# Also in full width, as spreadsheets of some languages read them.
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -99,7 +100,7 @@ async def get_payout_result(call: Call) -> Reply:
     exponent = call.gateway.settings.currency_exponents[batch.currency]
     name = (b"content-disposition", f'attachment; filename="{batch.reference}.csv"'.encode())
     rows = _result_pages(call.gateway.payouts.store, batch, exponent)
-    return StreamedReply(200, rows, (_CSV, name))
+    return StreamedReply(200, rows, (CSV, name))
 
 
 async def _named_batch(call: Call) -> storage.PayoutBatch:
@@ -177,10 +178,10 @@ def _time_text(at: datetime) -> str:
 async def _result_pages(
     store: PayoutStore, batch: storage.PayoutBatch, exponent: int
 ) -> AsyncIterator[bytes]:
-    yield _csv_lines([RESULT_COLUMNS])
+    yield csv_lines([RESULT_COLUMNS])
     after_row = 0
     while items := await store.items(batch.batch_id, after_row=after_row, limit=RESULT_PAGE_ROWS):
-        yield _csv_lines(result_row(item, exponent) for item in items)
+        yield csv_lines(result_row(item, exponent) for item in items)
         after_row = items[-1].row_number
 
 
@@ -206,7 +207,10 @@ def as_text(cell: str) -> str:
     return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
 
 
-def _csv_lines(rows: Iterable[Iterable[str | int]]) -> bytes:
+def csv_lines(rows: Iterable[Iterable[str | int]]) -> bytes:
+    """
+    Write rows as CSV.
+    """
     text = io.StringIO(newline="")
     csv.writer(text).writerows(rows)
     return text.getvalue().encode()

@@ -31,7 +31,7 @@ from gateway.strict_json import (
     malformed,
     repeated_key,
 )
-from gateway.transfers import is_replay, move_command, reuse_error
+from gateway.transfers import is_replay, move_command, reuse_error, short_by_told
 from gateway.wire import BatchRequest, BatchResult, BatchTransfer
 from processor.core.commands import MoveMoney
 from processor.core.reject_reason import RejectReason
@@ -188,6 +188,7 @@ def _results(
                 answer.sequence,
                 created_at,
                 is_replay(plan, answer),
+                amount=None if plan.terms is None else _amount_told(plan, answer),
             )
         elif type(answer) is Rejected:
             yield _rejected(index, key, plan, answer, shard_id)
@@ -209,7 +210,16 @@ def _pending(
         sequence=answer.sequence,
         created_at=timestamp_text(answer.at_us),
         replayed=is_replay(command, answer),
+        amount=_amount_told(command, answer),
     )
+
+
+def _amount_told(command: MoveMoney, answer: Posted | Pending) -> int | None:
+    """
+    Say how much an item moved that did not name it exactly.
+    """
+    is_up_to = command.terms is not None and command.terms.amount_max is not None
+    return answer.filled_in.amount if is_up_to and answer.filled_in is not None else None
 
 
 def _rejected(
@@ -228,6 +238,7 @@ def _rejected(
         code=refusal.kind.code,
         detail=refusal.detail,
         outcome=refusal.kind.outcome,
+        short_by=short_by_told(command.transfer_type, answer.reason, answer.short_by),
     )
 
 

@@ -4,7 +4,7 @@ Transfers, deposits and withdrawals, one a request, and the look at one afterwar
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import msgspec
 
@@ -15,19 +15,38 @@ from gateway.problems import FieldError, Refusal
 from gateway.reply import REPLAYED, Header, Reply, json_reply
 from gateway.validation import Movement, canonical_metadata
 from gateway.wallets import owns_wallet
-from gateway.wire import DepositRequest, Transfer, TransferStatusText, WithdrawalRequest
-from processor.core.commands import MoveMoney, TransferType
+from gateway.wire import (
+    DepositRequest,
+    Transfer,
+    TransferStatusText,
+    TransferTypeText,
+    WithdrawalRequest,
+)
+from processor.core.commands import MoveMoney, Terms, TransferType
 from processor.core.reject_reason import RejectReason
-from processor.flow.frames import KeyReused, Pending, Posted, Rejected
-from processor.storage.transfer_search import TransferFound, TransferSide
+from processor.core.wallet import is_system_wallet
+from processor.flow.frames import FilledIn, KeyReused, Pending, Posted, Rejected, Result
+from processor.storage.transfer_found import TransferFound, TransferSide
 
 _TYPE_TEXTS = {
-    transfer_type.value: cast("Literal['transfer', 'deposit', 'withdrawal']", transfer_type.code)
+    transfer_type.value: cast("TransferTypeText", transfer_type.code)
     for transfer_type in TransferType
 }
 # A plain name: an enum's member costs a look-up on every transfer.
 _TRANSFER = TransferType.TRANSFER
 _NO_METADATA = msgspec.Raw(b"{}")
+
+# By how much these fail would tell a payer how much is in somebody else's wallet.
+_OF_THE_DESTINATION = frozenset(
+    {
+        RejectReason.BALANCE_OUT_OF_RANGE,
+        RejectReason.CREDIT_COUNT_HOUR_EXCEEDED,
+        RejectReason.CREDIT_AMOUNT_HOUR_EXCEEDED,
+        RejectReason.CREDIT_COUNT_DAY_EXCEEDED,
+        RejectReason.CREDIT_AMOUNT_DAY_EXCEEDED,
+        RejectReason.BALANCE_MAX_EXCEEDED,
+    }
+)
 
 
 async def move_money(call: Call) -> Reply:
@@ -40,15 +59,18 @@ async def move_money(call: Call) -> Reply:
         raise Refusal("validation_failed", errors=errors)
     command = move_command(call.body, call.caller.merchant_id, call.idempotency_key)
     result, shard_id = await gateway.shards.submit(command, timeout_ms=gateway.timeout_ms)
-    if isinstance(result, Posted | Pending):
-        return _moved(command, result, shard_id)
+    return movement_reply(command, result, shard_id)
+
+
+def movement_reply(command: MoveMoney, result: Result, shard_id: int) -> Reply:
+    """
+    Tell what came of a movement; raises the Refusal of one that did not happen.
+    """
     if isinstance(result, Rejected):
         raise rejection(command, result, shard_id)
-    assert isinstance(result, KeyReused), "a shard answers money with one of four"
-    raise Refusal("idempotency_key_reused", errors=[reuse_error(result)])
-
-
-def _moved(command: MoveMoney, result: Posted | Pending, shard_id: int) -> Reply:
+    if isinstance(result, KeyReused):
+        raise Refusal("idempotency_key_reused", errors=[reuse_error(result)])
+    assert isinstance(result, Posted | Pending), "a shard answers money with one of four"
     headers: tuple[Header, ...] = (REPLAYED,) if is_replay(command, result) else ()
     transfer = moved_transfer(command, result, shard_id)
     if isinstance(result, Posted):
@@ -63,7 +85,7 @@ async def get_transfer(call: Call) -> Reply:
         raise Refusal("transfer_unknown")
     search = await call.gateway.history.transfer(transfer_id)
     for found in search.found:
-        transfer = visible_transfer(await _with_payee(call, found), call.caller.merchant_id)
+        transfer = visible_transfer(await with_payee(call, found), call.caller.merchant_id)
         if transfer is not None:
             return json_reply(200, transfer)
     if search.missing is not None:
@@ -71,7 +93,7 @@ async def get_transfer(call: Call) -> Reply:
     raise Refusal("transfer_unknown")
 
 
-async def _with_payee(call: Call, found: TransferFound) -> TransferFound:
+async def with_payee(call: Call, found: TransferFound) -> TransferFound:
     """
     Fill in that the destination is the caller's, where the tables do not know whose it is: just
     opened, or between two shards.
@@ -109,6 +131,21 @@ def move_command(request: Movement, merchant_id: str, idempotency_key: str) -> M
         request.amount,
         request.reference,
         canonical_metadata(request.metadata),
+        _terms_of(request),
+    )
+
+
+def _terms_of(request: Movement) -> Terms | None:
+    """
+    Return the conditions of a request; None for a plain one, which costs the ledger least.
+    """
+    is_up_to = not isinstance(request, DepositRequest) and request.up_to
+    if request.if_version is None and request.if_available_gte is None and not is_up_to:
+        return None
+    return Terms(
+        if_version=request.if_version,
+        if_available_gte=request.if_available_gte,
+        amount_max=request.amount if is_up_to else None,
     )
 
 
@@ -127,11 +164,15 @@ def rejection(command: MoveMoney, result: Rejected, shard_id: int) -> Refusal:
     Word the refusal of a movement, with the transfer that did not happen inside.
     """
     headers: tuple[Header, ...] = (REPLAYED,) if is_replay(command, result) else ()
-    return Refusal(
-        RejectReason(result.reason).code,
-        headers=headers,
-        transfer=moved_transfer(command, result, shard_id),
-    )
+    reason = RejectReason(result.reason)
+    if reason == RejectReason.HOLD_UNKNOWN:
+        # Nobody knows what it would have moved, or from where.
+        return Refusal(reason.code, headers=headers)
+    transfer = moved_transfer(command, result, shard_id)
+    detail = None
+    if reason == RejectReason.DESTINATION_UNKNOWN and transfer.destination is None:
+        detail = "The hold was placed without a destination: name one, under a new key."
+    return Refusal(reason.code, detail, headers=headers, transfer=transfer)
 
 
 def reuse_error(result: KeyReused) -> FieldError:
@@ -151,22 +192,24 @@ def moved_transfer(
     Show what a command did, from its caller's side.
     """
     status: TransferStatusText = "pending"
-    reason, balance, version = None, None, None
+    reason, balance, version, short_by = None, None, None, None
     if isinstance(result, Posted):
         status = "posted"
         balance, version = result.balance, result.version
     elif isinstance(result, Rejected):
         status = "rejected"
         reason = RejectReason(result.reason).code
+        short_by = short_by_told(command.transfer_type, result.reason, result.short_by)
+    moved: MoveMoney | FilledIn = result.filled_in or command
     return Transfer(
         uuid_text(result.transfer_id),
         _TYPE_TEXTS[command.transfer_type],
         status,
         reason,
-        command.source or None,
-        command.destination or None,
-        command.amount,
-        command.currency,
+        wallet_named(moved.source),
+        wallet_named(moved.destination),
+        moved.amount,
+        moved.currency,
         command.reference,
         metadata_object(command.metadata),
         balance,
@@ -174,7 +217,29 @@ def moved_transfer(
         shard_id,
         result.sequence,
         timestamp_text(result.at_us),
+        _linked_to(command.terms),
+        short_by,
     )
+
+
+def wallet_named(wallet_id: str) -> str | None:
+    """
+    Name a side of a movement; the ledger's own wallets are nobody's business.
+    """
+    return None if not wallet_id or is_system_wallet(wallet_id) else wallet_id
+
+
+def _linked_to(terms: Terms | None) -> str | None:
+    linked_to = None if terms is None else terms.hold_id or terms.refund_of
+    return None if linked_to is None else uuid_text(linked_to)
+
+
+def short_by_told(transfer_type: int, reason: int, short_by: int) -> int | None:
+    """
+    Say by how much a check failed, as far as that is of the caller's own wallet.
+    """
+    is_foreign = reason in _OF_THE_DESTINATION and transfer_type != TransferType.DEPOSIT
+    return None if is_foreign else short_by or None
 
 
 def visible_transfer(found: TransferFound, merchant_id: str) -> Transfer | None:
@@ -202,6 +267,8 @@ def visible_transfer(found: TransferFound, merchant_id: str) -> Transfer | None:
         found.shard_id,
         found.sequence,
         timestamp_text(found.at_us),
+        None if found.linked_to is None else uuid_text(found.linked_to),
+        short_by_told(found.transfer_type, found.reason or 0, found.short_by),
     )
 
 
@@ -222,5 +289,5 @@ def metadata_object(text: str | None) -> dict[str, Any]:
     return cast("dict[str, Any]", _NO_METADATA if text is None else msgspec.Raw(text.encode()))
 
 
-def type_text(transfer_type: int) -> Literal["transfer", "deposit", "withdrawal"]:
+def type_text(transfer_type: int) -> TransferTypeText:
     return _TYPE_TEXTS[transfer_type]

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import msgspec
 
 from configs.settings import Settings
+from gateway.hold_wire import LIFETIME_S_MAX, CaptureHoldRequest, PlaceHoldRequest
 from gateway.problems import FieldError
 from gateway.strict_json import escaped
 from gateway.wire import (
@@ -23,6 +24,7 @@ from gateway.wire import (
     DepositRequest,
     OpenWalletRequest,
     TransferRequest,
+    WalletLimits,
     WithdrawalRequest,
 )
 from processor.core.amounts import AMOUNT_MAX
@@ -75,16 +77,43 @@ class Validation:
             errors.append(_wallet_id_error("/source"))
         if not isinstance(request, WithdrawalRequest) and not is_wallet_id(request.destination):
             errors.append(_wallet_id_error("/destination"))
-        if not 0 < request.amount <= AMOUNT_MAX:
-            detail = f"An amount is between 1 and {AMOUNT_MAX} minor units."
-            errors.append(FieldError("out_of_range", detail, "/amount"))
+        errors += amount_errors(request.amount)
         if request.currency not in self._currencies:
             errors.append(_currency_error())
-        if request.reference is not None:
-            errors += self._reference(request.reference)
-        if request.metadata:
-            errors += self._metadata(request.metadata)
-        return errors
+        errors += _condition_errors(request.if_version, request.if_available_gte)
+        return errors + self.words(request.reference, request.metadata)
+
+    def words(self, reference: str | None, metadata: Metadata | None) -> list[FieldError]:
+        """
+        Check what a request says besides its money.
+        """
+        errors = [] if reference is None else self._reference(reference)
+        return errors + self._metadata(metadata) if metadata else errors
+
+    def placing(self, request: PlaceHoldRequest) -> list[FieldError]:
+        """
+        Check the placing of a hold.
+        """
+        errors: list[FieldError] = []
+        if not is_wallet_id(request.source):
+            errors.append(_wallet_id_error("/source"))
+        if request.destination is not None and not is_wallet_id(request.destination):
+            errors.append(_wallet_id_error("/destination"))
+        errors += amount_errors(request.amount)
+        if request.currency not in self._currencies:
+            errors.append(_currency_error())
+        errors += lifetime_errors(request.expires_in_s)
+        errors += _condition_errors(request.if_version, request.if_available_gte)
+        return errors + self.words(request.reference, request.metadata)
+
+    def capture(self, request: CaptureHoldRequest) -> list[FieldError]:
+        """
+        Check the capture of a hold.
+        """
+        errors = [] if request.amount is None else amount_errors(request.amount)
+        if request.destination is not None and not is_wallet_id(request.destination):
+            errors.append(_wallet_id_error("/destination"))
+        return errors + self.words(request.reference, request.metadata)
 
     def batch_transfer(self, item: BatchTransfer) -> list[FieldError]:
         """
@@ -111,9 +140,10 @@ class Validation:
         """
         Check a change of a wallet.
         """
-        if request.status is None and request.minimum is None:
-            return [FieldError("required", "Give a status, a minimum, or both.", "")]
-        return [] if request.minimum is None else _minimum_errors(request.minimum)
+        if request.status is None and request.minimum is None and request.limits is None:
+            return [FieldError("required", "Give a status, a minimum, limits, or several.", "")]
+        errors = [] if request.minimum is None else _minimum_errors(request.minimum)
+        return errors + _limit_errors(request.limits) if request.limits is not None else errors
 
     def _reference(self, reference: str) -> list[FieldError]:
         if "\x00" in reference:
@@ -136,6 +166,47 @@ class Validation:
             detail = f"Metadata is at most {self._metadata_bytes_max} bytes of JSON."
             return [FieldError("out_of_range", detail, "/metadata")]
         return errors
+
+
+def amount_errors(amount: int) -> list[FieldError]:
+    if 0 < amount <= AMOUNT_MAX:
+        return []
+    detail = f"An amount is between 1 and {AMOUNT_MAX} minor units."
+    return [FieldError("out_of_range", detail, "/amount")]
+
+
+def lifetime_errors(lifetime_s: int) -> list[FieldError]:
+    """
+    Check how long a hold shall last.
+    """
+    if 1 <= lifetime_s <= LIFETIME_S_MAX:
+        return []
+    detail = f"A hold lasts 1 to {LIFETIME_S_MAX} seconds; it can be extended."
+    return [FieldError("out_of_range", detail, "/expires_in_s")]
+
+
+def _condition_errors(if_version: int | None, if_available_gte: int | None) -> list[FieldError]:
+    errors = []
+    if if_version is not None and not 0 <= if_version <= AMOUNT_MAX:
+        detail = "A version is a wallet's number of entries."
+        errors.append(FieldError("out_of_range", detail, "/if_version"))
+    if if_available_gte is not None and abs(if_available_gte) > AMOUNT_MAX:
+        detail = f"A condition is within ±{AMOUNT_MAX} minor units."
+        errors.append(FieldError("out_of_range", detail, "/if_available_gte"))
+    return errors
+
+
+def _limit_errors(limits: WalletLimits) -> list[FieldError]:
+    bounds = [("/limits/balance_max", limits.balance_max)]
+    for side, velocity in (("debits", limits.debits), ("credits", limits.credits)):
+        named = msgspec.structs.asdict(velocity).items()
+        bounds += [(f"/limits/{side}/{name}", bound) for name, bound in named]
+    detail = f"A limit is between 0 and {AMOUNT_MAX}; null is none."
+    return [
+        FieldError("out_of_range", detail, pointer)
+        for pointer, bound in bounds
+        if bound is not None and not 0 <= bound <= AMOUNT_MAX
+    ]
 
 
 def _wallet_id_error(pointer: str) -> FieldError:

@@ -6,6 +6,7 @@ One wallet is read from its shard, as it is now; a list comes from the tables, a
 
 from __future__ import annotations
 
+import time
 from typing import Literal, cast
 
 from gateway.endpoint import Call
@@ -14,6 +15,7 @@ from gateway.problems import FieldError, Refusal
 from gateway.reply import Header, Reply, json_reply
 from gateway.shard_client import OutcomeUnknown, ShardOverloaded, ShardUnavailable
 from gateway.validation import is_wallet_id
+from gateway.wallet_limits import set_limits, shown_limits, shown_usage
 from gateway.wire import (
     ChangeWalletRequest,
     OpenWalletRequest,
@@ -62,7 +64,7 @@ async def get_wallet(call: Call) -> Reply:
 
 async def change_wallet(call: Call) -> Reply:
     """
-    Set the minimum, then the status: a wallet that is closed takes no minimum any more.
+    Set minimum and limits, then the status: a wallet that is closed takes no limits any more.
     """
     body: ChangeWalletRequest = call.body
     wallet_id = wallet_id_of(call)
@@ -71,13 +73,15 @@ async def change_wallet(call: Call) -> Reply:
         raise Refusal("validation_failed", errors=errors)
     merchant_id = call.caller.merchant_id
     found: FoundWallet | None = None
-    if body.minimum is not None:
+    if body.minimum is not None or body.limits is not None:
         _require_limits_scope(call)
-        found = await wallet_command(call, SetWalletLimits(merchant_id, wallet_id, body.minimum))
+        limits = None if body.limits is None else set_limits(body.limits)
+        command = SetWalletLimits(merchant_id, wallet_id, body.minimum, limits)
+        found = await wallet_command(call, command)
     if body.status is not None:
-        command = SetWalletStatus(merchant_id, wallet_id, _STATUSES[body.status])
-        found = await _set_status(call, command, before=found)
-    assert found is not None, "validation wants one of the two"
+        status = SetWalletStatus(merchant_id, wallet_id, _STATUSES[body.status])
+        found = await _set_status(call, status, before=found)
+    assert found is not None, "validation wants one of the three"
     return json_reply(200, found_wallet(*found))
 
 
@@ -92,7 +96,8 @@ async def list_wallets(call: Call) -> Reply:
     )
     page, has_more = rows[:limit], len(rows) > limit
     cursor = page[-1].wallet_id if has_more else None
-    wallets = [_row_wallet(row) for row in page]
+    now_us = time.time_ns() // 1000
+    wallets = [_row_wallet(row, now_us) for row in page]
     links = (link_next(f"/v1/wallets?after={cursor}&limit={limit}"),) if cursor else ()
     return json_reply(200, WalletPage(wallets, has_more, cursor), *links)
 
@@ -130,21 +135,21 @@ async def _set_status(
     call: Call, command: SetWalletStatus, *, before: FoundWallet | None
 ) -> FoundWallet:
     """
-    Set the status; *before* is the wallet with the minimum that the same request has set.
+    Set the status; *before* is the wallet with the limits that the same request has set.
     """
     try:
         return await wallet_command(call, command)
     except (ShardOverloaded, ShardUnavailable) as error:
         if before is None:
             raise
-        raise OutcomeUnknown("the minimum is set, the status is not") from error
+        raise OutcomeUnknown("the limits are set, the status is not") from error
     except Refusal as refusal:
         if before is None:
             raise
         # The two halves are two commands; whoever asked must hear that one of them holds.
         raise Refusal(
             refusal.kind.code,
-            f"The minimum is set, the status is not. {refusal.detail}",
+            f"What else was asked for is set, the status is not. {refusal.detail}",
             errors=[FieldError("refused", refusal.kind.title, "/status")],
             wallet=found_wallet(*before),
         ) from None
@@ -188,10 +193,14 @@ def found_wallet(found: WalletFound, shard_id: int) -> Wallet:
         found.version,
         shard_id,
         found.sequence,
+        found.available,
+        found.held,
+        shown_limits(found.limits),
+        None if found.limits is None else shown_usage(found.usage, time.time_ns() // 1000),
     )
 
 
-def _row_wallet(row: WalletRow) -> Wallet:
+def _row_wallet(row: WalletRow, now_us: int) -> Wallet:
     return Wallet(
         row.wallet_id,
         row.currency,
@@ -201,6 +210,8 @@ def _row_wallet(row: WalletRow) -> Wallet:
         row.version,
         row.shard_id,
         row.sequence,
+        limits=shown_limits(row.limits),
+        usage=None if row.limits is None else shown_usage(row.usage, now_us),
     )
 
 
@@ -208,5 +219,5 @@ def _require_limits_scope(call: Call) -> None:
     if Scope.LIMITS_WRITE not in call.caller.scopes:
         raise Refusal(
             "scope_missing",
-            f"The key lacks the scope {Scope.LIMITS_WRITE}, which setting a minimum needs.",
+            f"The key lacks the scope {Scope.LIMITS_WRITE}, which setting limits needs.",
         )

@@ -71,16 +71,64 @@ IdempotencyKeyText = Annotated[
     str,
     Meta(
         description="1 to 255 visible ASCII characters. Its scope is the merchant and the "
-        "wallet that is debited (for a deposit: credited). Kept for ever.",
+        "wallet that is debited (for a deposit: credited); for what is done to a hold or a "
+        "transfer, the merchant and that. Kept for ever.",
         examples=["order-A-1-pay"],
         extra_json_schema={"pattern": "^[!-~]{1,255}$"},
     ),
 ]
+IfVersion = Annotated[
+    int,
+    Meta(
+        description="Only if your wallet's `version` is this one: it has not changed since.",
+        extra_json_schema={"minimum": 0, "maximum": AMOUNT_MAX},
+    ),
+]
+IfAvailable = Annotated[
+    int,
+    Meta(
+        description="Only if at least this much is `available` in your wallet, in minor units.",
+        extra_json_schema={"minimum": -AMOUNT_MAX, "maximum": AMOUNT_MAX},
+    ),
+]
+UpTo = Annotated[
+    bool,
+    Meta(description="Move what is available above the minimum, at most `amount`."),
+]
 TransferIdText = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
 Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 WalletStatusText = Literal["open", "frozen", "locked", "closed"]
-TransferTypeText = Literal["transfer", "deposit", "withdrawal"]
+TransferTypeText = Literal[
+    "transfer", "deposit", "withdrawal", "hold", "capture", "void", "extend", "refund", "fee"
+]
 TransferStatusText = Literal["posted", "rejected", "pending"]
+
+
+LimitInteger = Annotated[
+    int,
+    Meta(extra_json_schema={"minimum": 0, "maximum": AMOUNT_MAX}),
+]
+
+
+class VelocityLimits(Strict, frozen=True):
+    """
+    How many movements in an hour and in a day of UTC, and how much in all; null is no limit.
+    """
+
+    hour_count: LimitInteger | None = None
+    hour_amount: LimitInteger | None = None
+    day_count: LimitInteger | None = None
+    day_amount: LimitInteger | None = None
+
+
+class WalletLimits(Strict, frozen=True):
+    """
+    What may leave a wallet, what may come in, and how much may be in it.
+    """
+
+    debits: VelocityLimits = VelocityLimits()
+    credits: VelocityLimits = VelocityLimits()
+    balance_max: LimitInteger | None = None
 
 
 # --- Requests -----------------------------------------------------------------------------
@@ -98,11 +146,13 @@ class OpenWalletRequest(Strict, frozen=True):
 
 class ChangeWalletRequest(Strict, frozen=True):
     """
-    Changes the status, the minimum, or both: then the minimum first.
+    Changes the status, the minimum, the limits, or several: the status is set last. `limits`
+    takes the place of all that were there, so that an empty object lifts them.
     """
 
     status: WalletStatusText | None = None
     minimum: MinimumInteger | None = None
+    limits: WalletLimits | None = None
 
 
 class TransferRequest(Strict, frozen=True):
@@ -116,6 +166,9 @@ class TransferRequest(Strict, frozen=True):
     currency: CurrencyCode
     reference: ReferenceText | None = None
     metadata: MetadataObject | None = None
+    if_version: IfVersion | None = None
+    if_available_gte: IfAvailable | None = None
+    up_to: UpTo = False
 
 
 class DepositRequest(Strict, frozen=True):
@@ -128,6 +181,8 @@ class DepositRequest(Strict, frozen=True):
     currency: CurrencyCode
     reference: ReferenceText | None = None
     metadata: MetadataObject | None = None
+    if_version: IfVersion | None = None
+    if_available_gte: IfAvailable | None = None
 
 
 class WithdrawalRequest(Strict, frozen=True):
@@ -140,6 +195,9 @@ class WithdrawalRequest(Strict, frozen=True):
     currency: CurrencyCode
     reference: ReferenceText | None = None
     metadata: MetadataObject | None = None
+    if_version: IfVersion | None = None
+    if_available_gte: IfAvailable | None = None
+    up_to: UpTo = False
 
 
 class BatchTransfer(Strict, frozen=True):
@@ -154,6 +212,9 @@ class BatchTransfer(Strict, frozen=True):
     currency: CurrencyCode
     reference: ReferenceText | None = None
     metadata: MetadataObject | None = None
+    if_version: IfVersion | None = None
+    if_available_gte: IfAvailable | None = None
+    up_to: UpTo = False
 
 
 class BatchRequest(Strict, frozen=True):
@@ -185,26 +246,6 @@ class WalletsQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit: PageLimit = 100
 
 
-class EntriesQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """
-    With `after` the entries above that version, oldest first; otherwise the newest first, with
-    `before` those below that version. `min_sequence` and `shard`, from one and the same reply,
-    wait until the history has come that far. Without `shard` it is the one that has the wallet
-    now; after a wallet has moved, that need not be the one of an older reply.
-    """
-
-    after: Annotated[Version, Meta(description="Oldest first, above this version.")] | None = None
-    before: Annotated[Version, Meta(description="Newest first, below this version.")] | None = None
-    limit: PageLimit = 100
-    min_sequence: Annotated[
-        Version, Meta(description="Wait until the history has this `sequence` of a reply.")
-    ] = 0
-    shard: (
-        Annotated[int, Meta(ge=0, le=2**31 - 1, description="The `shard` of that same reply.")]
-        | None
-    ) = None
-
-
 # --- Replies ------------------------------------------------------------------------------
 
 
@@ -214,6 +255,10 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
     transfer between two of your wallets, of the source. They are null when it was rejected, and
     while it is `pending`: then the amount is set aside in the source, and the transfer is certain
     to come to one of the other two. `sequence` is a record of the journal of `shard`.
+
+    `linked_to` is the hold that was captured, the transfer that was refunded, or the linked
+    transfer that this is a leg of. `short_by` is by how much a rejected one failed the check that
+    `reason` names, where that is known of your own wallet.
     """
 
     id: TransferIdText
@@ -231,6 +276,8 @@ class Transfer(msgspec.Struct, frozen=True, gc=False):
     shard: int
     sequence: int
     created_at: Timestamp
+    linked_to: TransferIdText | None = None
+    short_by: int | None = None
 
 
 class BatchResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
@@ -238,7 +285,8 @@ class BatchResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     What became of one item. `posted` has everything down to `created_at`; `rejected` the same
     without balance and version, and why; `pending` is certain to come to one of these two, and
     the same key or a look at its id tells to which; `failed` changed and recorded nothing, and
-    says why; `unknown` is told by the same key, sent again.
+    says why; `unknown` is told by the same key, sent again. `amount` is told of an item with
+    `up_to`, `short_by` as of a `Transfer`.
     """
 
     index: int
@@ -255,6 +303,8 @@ class BatchResult(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     detail: str | None = None
     errors: list[FieldError] = []
     outcome: Outcome | None = None
+    amount: int | None = None
+    short_by: int | None = None
 
 
 class BatchReply(msgspec.Struct, frozen=True):
@@ -270,10 +320,35 @@ class BatchReply(msgspec.Struct, frozen=True):
     results: list[BatchResult]
 
 
+class VelocityUsage(msgspec.Struct, frozen=True):
+    """
+    What this hour and this day have seen so far.
+    """
+
+    hour_count: int
+    hour_amount: int
+    day_count: int
+    day_amount: int
+
+
+class WalletUsage(msgspec.Struct, frozen=True):
+    """
+    What a wallet has used of its limits; a new hour or day of UTC begins at zero.
+    """
+
+    debits: VelocityUsage
+    credits: VelocityUsage
+    hour_ends_at: Timestamp
+    day_ends_at: Timestamp
+
+
 class Wallet(msgspec.Struct, frozen=True):
     """
     A wallet. `version` is the number of its entries; as `min_sequence` and `shard`, `sequence`
     and `shard` make the history show at least what is told here.
+
+    `available` is the balance without what is set aside: `held` by open holds, and what is on its
+    way. A list does not know these two: they are null there. `usage` is null without limits.
     """
 
     wallet_id: str
@@ -284,6 +359,10 @@ class Wallet(msgspec.Struct, frozen=True):
     version: int
     shard: int
     sequence: int
+    available: int | None = None
+    held: int | None = None
+    limits: WalletLimits | None = None
+    usage: WalletUsage | None = None
 
 
 class WalletPage(msgspec.Struct, frozen=True):
@@ -294,8 +373,8 @@ class WalletPage(msgspec.Struct, frozen=True):
 
 class Entry(msgspec.Struct, frozen=True):
     """
-    One change of one wallet's balance. `counterparty` is null when money came from outside or
-    went there.
+    One change of one wallet's balance. `counterparty` is null when money came from outside or went
+    there, and when the other side is somebody's fees.
     """
 
     version: int

@@ -8,9 +8,14 @@ import typer
 
 from gateway.cli import (
     database,
+    explanations,
+    fees,
+    holds,
     keys,
+    linked,
     money,
     payouts,
+    refunds,
     shards,
     status,
     up,
@@ -31,9 +36,14 @@ app = typer.Typer(
 up.register(app)
 status.register(app)
 money.register(app)
+refunds.register()
+explanations.register()
 verify.register(app)
 app.add_typer(wallets.app, name="wallets")
 app.add_typer(money.transfers, name="transfers")
+app.add_typer(holds.app, name="holds")
+app.add_typer(linked.app, name="linked")
+app.add_typer(fees.app, name="fees")
 app.add_typer(payouts.app, name="payouts")
 app.add_typer(shards.app, name="shards")
 app.add_typer(database.app, name="db")

@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
 
 MEANINGS = {
     ExitCode.OK: "done",
-    ExitCode.DIFFERENCE: "verify found a difference, or a watched batch has failures",
+    ExitCode.DIFFERENCE: "a check found a difference, or a watched batch has failures",
     ExitCode.USAGE: "the command or the settings are wrong",
     ExitCode.NOT_REACHABLE: "the ledger or its database cannot be reached or is not ready",
     ExitCode.REFUSED: "refused, and nothing moved",

@@ -25,6 +25,14 @@ app = typer.Typer(help="Make, list and revoke API keys.", no_args_is_help=True)
 
 Found = TypeVar("Found")
 Merchant = Annotated[str, typer.Option("--merchant", metavar="ID", help="Whose.")]
+NewMerchant = Annotated[
+    str,
+    typer.Option(
+        "--merchant",
+        metavar="ID",
+        help="Whose: 1 to 32 of A-Z a-z 0-9 . _ - beginning with a letter or a digit.",
+    ),
+]
 
 FIRST_MERCHANT = "first"  # The one that `miliano up` makes.
 
@@ -32,7 +40,7 @@ FIRST_MERCHANT = "first"  # The one that `miliano up` makes.
 @command(app, "create", DATABASE)
 def create(
     session: Session,
-    merchant: Merchant = FIRST_MERCHANT,
+    merchant: NewMerchant = FIRST_MERCHANT,
     merchant_name: Annotated[
         str, typer.Option("--merchant-name", help="For a merchant that is new.")
     ] = "",
@@ -45,7 +53,7 @@ def create(
     """
     Make an API key, and the merchant if it is new. The key is shown once.
     """
-    from processor.storage.api_keys import Scope, create_key, create_merchant
+    from processor.storage.api_keys import MerchantIdUnfit, Scope, create_key, create_merchant
 
     unknown = sorted({*(scopes or [])} - {*Scope})
     if unknown:
@@ -57,7 +65,10 @@ def create(
         await create_merchant(connection, merchant, merchant_name or merchant)
         return await create_key(connection, merchant, granted, label)
 
-    key, text = _on_database(session, make)
+    try:
+        key, text = _on_database(session, make)
+    except MerchantIdUnfit as error:
+        raise Failure(ExitCode.USAGE, str(error)) from error
     shown = facts([("key", text), ("id", key.key_id), ("merchant", merchant)])
     return Outcome(
         {**_document(key), "key": text}, Group(shown, "Keep it: it is never shown again.")

@@ -32,6 +32,23 @@ class Answer(msgspec.Struct, Generic[Body], frozen=True):
     replayed: bool
 
 
+class _NotMoved(msgspec.Struct, frozen=True):
+    """
+    By how much a movement failed, where the ledger says so.
+    """
+
+    short_by: int | None = None
+
+
+class _Refused(Problem, frozen=True):
+    """
+    A problem with what did not happen inside.
+    """
+
+    transfer: _NotMoved | None = None
+    linked_transfer: _NotMoved | None = None
+
+
 class Ledger:
     """
     One gateway and the key to it.
@@ -173,7 +190,7 @@ def _failure(status: int, content: bytes) -> Failure:
     Read a refusal; one without a problem's body comes from something in between.
     """
     try:
-        problem = msgspec.json.decode(content, type=Problem)
+        problem = msgspec.json.decode(content, type=_Refused)
     except msgspec.DecodeError:
         code = ExitCode.OUTCOME_UNKNOWN if status >= 500 else ExitCode.REFUSED
         return Failure(code, f"The reply has status {status} and is not the ledger's.")
@@ -181,6 +198,9 @@ def _failure(status: int, content: bytes) -> Failure:
     for error in problem.errors:
         where = error.parameter or error.pointer or "the body"
         lines.append(f"  {where}: {error.detail} ({error.code})")
+    not_moved = problem.transfer or problem.linked_transfer
+    if not_moved is not None and not_moved.short_by is not None:
+        lines.append(f"  short_by: {not_moved.short_by:,}")
     return Failure(_exit_code(problem), "\n".join(lines), content)
 
 

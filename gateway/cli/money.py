@@ -1,36 +1,37 @@
 """
 `miliano transfer`, `deposit`, `withdraw`, and `transfers show`.
-
-A key that is made here is told before anything is sent: whatever happens then, the same command
-with that key gives the one true outcome.
 """
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
 
 from gateway.cli.amounts import amount_text
-from gateway.cli.commands import LEDGER, Failure, Outcome, Session, command
-from gateway.cli.exit_codes import ExitCode
+from gateway.cli.commands import LEDGER, Outcome, Session, command
+from gateway.cli.keyed import Key, post_once
 from gateway.cli.ledger import Answer, open_ledger
 from gateway.cli.tables import facts
 from gateway.wire import Transfer
 
-transfers = typer.Typer(help="Look at transfers.", no_args_is_help=True)
+transfers = typer.Typer(help="Look at transfers, explain and refund them.", no_args_is_help=True)
 
 Amount = Annotated[
     int, typer.Argument(metavar="AMOUNT", help="Minor units: 1099 is 10.99 EUR, or 1099 JPY.")
 ]
 Currency = Annotated[str, typer.Argument(metavar="CURRENCY", help="For example EUR.")]
-Key = Annotated[
-    str | None,
-    typer.Option("--key", help="The idempotency key (default: one is made and told)."),
-]
 Reference = Annotated[str | None, typer.Option("--reference", help="Your own words.")]
+IfVersion = Annotated[
+    int | None,
+    typer.Option("--if-version", min=0, help="Only if your wallet has so many entries."),
+]
+IfAvailable = Annotated[
+    int | None,
+    typer.Option("--if-available", help="Only if so much is available in your wallet."),
+]
+UpTo = Annotated[bool, typer.Option("--up-to", help="Move what is available, at most the amount.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -47,12 +48,22 @@ def transfer(
     currency: Currency,
     key: Key = None,
     reference: Reference = None,
+    if_version: IfVersion = None,
+    if_available: IfAvailable = None,
+    up_to: UpTo = False,
 ) -> Outcome:
     """
     Move money between two wallets. The amount is in minor units.
     """
-    wallets = {"source": source, "destination": destination}
-    return _move(session, "/v1/transfers", wallets, amount, currency, key, reference)
+    body = {
+        "source": source,
+        "destination": destination,
+        "amount": amount,
+        "currency": currency,
+        "reference": reference,
+        **_conditions(if_version, if_available, up_to=up_to),
+    }
+    return moved_outcome(post_once(session, "/v1/transfers", Transfer, body, key))
 
 
 def deposit(
@@ -62,12 +73,20 @@ def deposit(
     currency: Currency,
     key: Key = None,
     reference: Reference = None,
+    if_version: IfVersion = None,
+    if_available: IfAvailable = None,
 ) -> Outcome:
     """
     Bring money from outside into a wallet. The amount is in minor units.
     """
-    wallets = {"destination": destination}
-    return _move(session, "/v1/deposits", wallets, amount, currency, key, reference)
+    body = {
+        "destination": destination,
+        "amount": amount,
+        "currency": currency,
+        "reference": reference,
+        **_conditions(if_version, if_available),
+    }
+    return moved_outcome(post_once(session, "/v1/deposits", Transfer, body, key))
 
 
 def withdraw(
@@ -77,12 +96,31 @@ def withdraw(
     currency: Currency,
     key: Key = None,
     reference: Reference = None,
+    if_version: IfVersion = None,
+    if_available: IfAvailable = None,
+    up_to: UpTo = False,
 ) -> Outcome:
     """
     Take money out of a wallet. The amount is in minor units.
     """
-    wallets = {"source": source}
-    return _move(session, "/v1/withdrawals", wallets, amount, currency, key, reference)
+    body = {
+        "source": source,
+        "amount": amount,
+        "currency": currency,
+        "reference": reference,
+        **_conditions(if_version, if_available, up_to=up_to),
+    }
+    return moved_outcome(post_once(session, "/v1/withdrawals", Transfer, body, key))
+
+
+def _conditions(
+    if_version: int | None, if_available_gte: int | None, *, up_to: bool = False
+) -> dict[str, Any]:
+    return {
+        "if_version": if_version,
+        "if_available_gte": if_available_gte,
+        "up_to": up_to or None,
+    }
 
 
 @command(transfers, "show", LEDGER)
@@ -91,38 +129,17 @@ def show_transfer(
     transfer_id: Annotated[str, typer.Argument(metavar="ID", help="The transfer's id.")],
 ) -> Outcome:
     """
-    Show a transfer, deposit or withdrawal.
+    Show a transfer, or another movement of money.
     """
     with open_ledger(session) as ledger:
         answer = ledger.get(f"/v1/transfers/{quote(transfer_id, safe='')}", Transfer)
-    return _outcome(answer)
+    return moved_outcome(answer)
 
 
-def _move(
-    session: Session,
-    path: str,
-    wallets: dict[str, Any],
-    amount: int,
-    currency: str,
-    key: str | None,
-    reference: str | None,
-) -> Outcome:
-    with open_ledger(session) as ledger:
-        if key is None:
-            key = f"cli-{uuid.uuid4()}"
-            session.say(f"idempotency key: {key}")
-        body = {**wallets, "amount": amount, "currency": currency, "reference": reference}
-        try:
-            answer = ledger.send("POST", path, Transfer, body, idempotency_key=key)
-        except Failure as failure:
-            if failure.code is not ExitCode.OUTCOME_UNKNOWN:
-                raise
-            words = f"{failure}\nSend the same command again with --key {key}"
-            raise Failure(failure.code, words, failure.document) from failure
-    return _outcome(answer)
-
-
-def _outcome(answer: Answer[Transfer]) -> Outcome:
+def moved_outcome(answer: Answer[Transfer]) -> Outcome:
+    """
+    Show what became of a movement.
+    """
     moved = answer.body
     status: str = moved.status
     if moved.status == "pending":
@@ -132,15 +149,19 @@ def _outcome(answer: Answer[Transfer]) -> Outcome:
     elif answer.replayed:
         status = f"{moved.status} (as before: the key was used already)"
     balance = None if moved.balance is None else amount_text(moved.balance, moved.currency)
+    # Without a wallet it is the world only where money comes from it or goes to it.
+    elsewhere = "outside" if moved.type in ("deposit", "withdrawal") else "(fees)"
     shown = facts(
         [
             ("status", status),
             ("reason", moved.reason),
             ("amount", amount_text(moved.amount, moved.currency)),
-            ("from", moved.source or "outside"),
-            ("to", moved.destination or "outside"),
+            ("from", moved.source or elsewhere),
+            ("to", moved.destination or elsewhere),
             ("balance after it", balance),
             ("reference", moved.reference),
+            ("linked to", moved.linked_to),
+            ("short by", moved.short_by),
             (moved.type, moved.id),
         ]
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -43,3 +44,10 @@ def cell(value: object) -> str:
     if value is None:
         return ""
     return f"{value:,}" if isinstance(value, int) else escape(str(value))
+
+
+def with_more(shown: RenderableType, cursor: object, option: str) -> RenderableType:
+    """
+    Say below a page how to see the next one, if there is one.
+    """
+    return Group(shown, f"more: {option} {cursor}") if cursor is not None else shown

@@ -60,6 +60,11 @@ def _shown(verdict: Verdict) -> Group:
         ("transfers rejected", verdict.transfers_rejected),
         ("on their way", verdict.pending or None),
         ("wallets", verdict.wallets),
+        ("wallets with limits", verdict.counted.limited_wallets or None),
+        ("holds placed", verdict.counted.holds or None),
+        ("holds open", verdict.counted.holds_open or None),
+        ("transfers refunded", verdict.counted.refunded or None),
+        ("linked transfers", verdict.counted.linked or None),
     ]
     parts = [facts(rows)]
     if verdict.currencies:

@@ -8,12 +8,12 @@ from typing import Annotated
 from urllib.parse import quote
 
 import typer
-from rich.console import Group, RenderableType
 
+from gateway.cli import limits, statements
 from gateway.cli.amounts import amount_text
 from gateway.cli.commands import LEDGER, Outcome, Session, command
 from gateway.cli.ledger import Answer, open_ledger
-from gateway.cli.tables import facts, table
+from gateway.cli.tables import facts, table, with_more
 from gateway.wire import EntryPage, Wallet, WalletPage
 
 app = typer.Typer(help="Open, look at and change wallets.", no_args_is_help=True)
@@ -68,7 +68,7 @@ def list_wallets(
         for w in page.wallets
     ]
     shown = table(["wallet", "balance>", "status", "minimum>", "entries>"], rows)
-    return Outcome(answer.raw, _with_more(shown, page.next_cursor, "--after"))
+    return Outcome(answer.raw, with_more(shown, page.next_cursor, "--after"))
 
 
 @command(app, "freeze", LEDGER)
@@ -130,11 +130,20 @@ def list_entries(
         int | None, typer.Option("--before", help="Newest first, before this version.")
     ] = None,
     limit: Limit = 20,
+    kind: Annotated[
+        str | None, typer.Option("--type", help="Only these: transfer, deposit, withdrawal, ...")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Only entries with exactly this one.")
+    ] = None,
+    since: statements.Since = None,
+    until: statements.Until = None,
 ) -> Outcome:
     """
     Show what went in and out of a wallet, the newest first.
     """
-    query = {"after": after, "before": before, "limit": limit}
+    query = {"after": after, "before": before, "limit": limit, "type": kind}
+    query |= {"reference": reference, "from": since, "to": until}
     with open_ledger(session) as ledger:
         answer = ledger.get(f"{_path(wallet_id)}/entries", EntryPage, query)
     page = answer.body
@@ -152,7 +161,11 @@ def list_entries(
     ]
     columns = ["version>", "at", "amount>", "balance>", "with", "reference"]
     option = "--before" if after is None else "--after"
-    return Outcome(answer.raw, _with_more(table(columns, rows), page.next_cursor, option))
+    return Outcome(answer.raw, with_more(table(columns, rows), page.next_cursor, option))
+
+
+statements.register(app)
+limits.register(app)
 
 
 def _path(wallet_id: str) -> str:
@@ -167,17 +180,21 @@ def _set_status(session: Session, wallet_id: str, status: str) -> Outcome:
 
 def _outcome(answer: Answer[Wallet], note: str | None = None) -> Outcome:
     wallet = answer.body
+    is_all_available = wallet.available in (None, wallet.balance)
     shown = facts(
         [
             ("wallet", f"{wallet.wallet_id} ({note})" if note else wallet.wallet_id),
             ("balance", amount_text(wallet.balance, wallet.currency)),
+            ("available", None if is_all_available else _money(wallet, wallet.available)),
+            ("held", _money(wallet, wallet.held) if wallet.held else None),
             ("minimum", amount_text(wallet.minimum, wallet.currency)),
             ("status", wallet.status),
             ("entries", wallet.version),
+            ("limits", None if wallet.limits is None else "miliano wallets limits shows them"),
         ]
     )
     return Outcome(answer.raw, shown)
 
 
-def _with_more(shown: RenderableType, cursor: object, option: str) -> RenderableType:
-    return Group(shown, f"more: {option} {cursor}") if cursor is not None else shown
+def _money(wallet: Wallet, amount: int | None) -> str | None:
+    return None if amount is None else amount_text(amount, wallet.currency)

@@ -66,6 +66,63 @@ def test_money_moves(ledger: Ledger) -> None:
     assert "10.00 EUR" in shown.out
 
 
+def test_a_wallet_has_a_past(ledger: Ledger, tmp_path: Path) -> None:
+    """
+    Its balance is told of any moment, its entries of one kind alone, and its statement as a
+    table, as JSON and as CSV.
+    """
+    shop, customer = open_wallet(ledger, 10_000), open_wallet(ledger)
+    for number in range(3):
+        moved = ledger.json("transfer", shop, customer, "100", "EUR", "--reference", f"no {number}")
+    ledger.wait_until_projected(moved["sequence"], moved["shard"])
+
+    assert ledger.json("wallets", "balance", shop, "--version", "2")["balance"] == 9_900
+    assert ledger.json("wallets", "balance", shop, "--at", moved["created_at"])["version"] == 4
+    assert "97.00 EUR" in ledger.run("wallets", "balance", shop).out
+    found = ledger.json("wallets", "entries", shop, "--reference", "no 1", "--type", "transfer")
+    assert [entry["version"] for entry in found["entries"]] == [3]
+    found = ledger.json("wallets", "entries", shop, "--to", moved["created_at"])
+    assert [entry["version"] for entry in found["entries"]] == [3, 2, 1]
+
+    told = ledger.json("wallets", "statement", shop, "--from", moved["created_at"])
+    assert [entry["version"] for entry in told["entries"]] == [4]
+    shown = ledger.run("wallets", "statement", shop)
+    assert (shown.code, "3 out, 1 in" in shown.out) == (0, True)
+    asked = ("wallets", "statement", shop, "--from-version", "2", "--to-version", "3", "--csv")
+    lines = list(csv.DictReader(io.StringIO(ledger.run(*asked).out)))
+    assert [line["row"] for line in lines] == ["opening", "entry", "entry", "closing"]
+    written = ledger.json(*asked, "--output", str(tmp_path / "statement.csv"))
+    assert (tmp_path / "statement.csv").stat().st_size == written["bytes"]
+
+    assert ledger.run(*asked, "--json").code == ExitCode.USAGE
+    refused = ledger.run("wallets", "balance", shop, "--at", "noon")
+    assert (refused.code, "bad_format" in refused.err) == (ExitCode.REFUSED, True)
+
+
+def test_a_statement_that_breaks_off_ends_with_1(ledger: Ledger, tmp_path: Path) -> None:
+    """
+    In each form, and its rows are shown as far as they are sound.
+    """
+    shop = open_wallet(ledger, 100)
+    taken = ledger.json("withdraw", shop, "1", "EUR")
+    ledger.wait_until_projected(taken["sequence"], taken["shard"])
+    entry = f"source = '{shop}' AND source_version = 2"
+    lie = f"UPDATE transfers SET source_balance = source_balance {{}} 1 WHERE {entry}"
+    asyncio.run(execute(ledger.dsn, lie.format("+")))
+    try:
+        shown = ledger.run("wallets", "statement", shop)
+        assert shown.code == ExitCode.DIFFERENCE
+        assert "breaks off at 2" in shown.out
+        printed = ledger.run("wallets", "statement", shop, "--csv")
+        assert printed.code == ExitCode.DIFFERENCE
+        assert printed.out.splitlines()[-1].startswith("error,2,")
+        file = str(tmp_path / "statement.csv")
+        written = ledger.run("wallets", "statement", shop, "--output", file)
+        assert written.code == ExitCode.DIFFERENCE
+    finally:
+        asyncio.run(execute(ledger.dsn, lie.format("-")))
+
+
 def test_same_key_moves_money_once(ledger: Ledger) -> None:
     """
     A key sent again gives the first outcome and says so; without --key one is made and told.
@@ -250,6 +307,10 @@ def test_keys(ledger: Ledger) -> None:
     assert ledger.run("keys", "revoke", made["key_id"]).code == ExitCode.REFUSED
     (key,) = [k for k in ledger.json("keys", "list")["api_keys"] if k["key_id"] == made["key_id"]]
     assert key["revoked_at"] is not None
+    unfit = ledger.run("keys", "create", "--merchant", "Other Ltd")
+    assert unfit.code == ExitCode.USAGE
+    assert "1 to 32 of A-Z a-z 0-9" in unfit.err
+    assert "'Other Ltd'" in unfit.err
 
 
 def test_key_of_another_merchant_sees_nothing(ledger: Ledger) -> None:

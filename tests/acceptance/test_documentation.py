@@ -16,7 +16,16 @@ import pytest
 
 from tests.support.ledger import ROOT, Ledger
 
-PAGES = ["README.md", "docs/payouts.md", "docs/operating/growing.md"]
+PAGES = [
+    "README.md",
+    "docs/histories.md",
+    "docs/limits.md",
+    "docs/money.md",
+    "docs/payouts.md",
+    "docs/operating/clock-jumped.md",
+    "docs/operating/growing.md",
+    "docs/operating/linked-transfer-open.md",
+]
 BLOCK = re.compile(r"```console\n(.*?)```", re.DOTALL)
 
 

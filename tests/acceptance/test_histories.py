@@ -131,6 +131,200 @@ def test_pages_meet(acme: Merchant, past: tuple[str, str], start: str, limit: in
     assert versions == (list(range(1, 10)) if start else list(range(9, 0, -1)))
 
 
+# --- Some of the entries ------------------------------------------------------------------
+
+
+def followed(merchant: Merchant, wallet: str, query: str) -> tuple[list[int], int]:
+    """
+    Follow the links from a first page: the versions that were shown, in how many pages.
+    """
+    versions: list[int] = []
+    pages = 0
+    path = f"/v1/wallets/{wallet}/entries?{query}"
+    while path:
+        reply = merchant.get(path)
+        assert reply.status_code == 200, reply.text
+        versions += [entry["version"] for entry in reply.json()["entries"]]
+        pages += 1
+        path = reply.links["next"]["url"] if reply.json()["has_more"] else ""
+    return versions, pages
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+@pytest.mark.parametrize(
+    ("wanted", "versions"),
+    [
+        ("type=deposit", [1]),
+        ("type=withdrawal", []),
+        ("type=transfer", list(range(2, 10))),
+        ("reference=r2", [7, 9]),
+        ("reference=r2&type=transfer", [7, 9]),
+        ("reference=r2&type=deposit", []),
+        ("reference=r", []),
+    ],
+)
+def test_entries_of_one_kind(
+    acme: Merchant, past: tuple[str, str], wanted: str, versions: list[int], limit: int
+) -> None:
+    """
+    Pages of what has a type, a reference, or both meet from either end.
+    """
+    wallet, _ = past
+    query = f"{wanted}&limit={limit}&{acme.seen(wallet)}"
+    assert followed(acme, wallet, query)[0] == versions[::-1]
+    assert followed(acme, wallet, f"after=0&{query}")[0] == versions
+
+
+@pytest.mark.parametrize("limit", [1, 2, 100])
+def test_entries_of_a_time(acme: Merchant, past: tuple[str, str], limit: int) -> None:
+    """
+    From an instant on, up to before another, in pages that meet; with a type, too.
+    """
+    wallet, _ = past
+    entries = page_of(acme, wallet, f"after=0&{acme.seen(wallet)}")["entries"]
+    at = [entry["created_at"] for entry in entries]
+    for query, versions in (
+        (f"from={at[3]}", range(4, 10)),
+        (f"to={at[3]}", range(1, 4)),
+        (f"from={at[2]}&to={at[5]}", range(3, 6)),
+        (f"from={at[2]}&to={at[5]}&type=transfer", range(3, 6)),
+        (f"from={at[5]}&to={at[2]}", []),
+        ("from=2100-01-01T00:00:00%2B01:00", []),
+        ("to=2100-01-01T00:00:00Z", range(1, 10)),
+        ("to=1970-01-01T00:00:00Z", []),
+        ("from=1970-01-01T00:00:00Z", range(1, 10)),
+    ):
+        asked = f"{query}&limit={limit}"
+        assert followed(acme, wallet, asked)[0] == list(versions)[::-1], query
+        assert followed(acme, wallet, f"after=0&{asked}")[0] == list(versions), query
+    (inside,) = page_of(acme, wallet, f"from={at[1]}&after=4&limit=1")["entries"]
+    assert inside["version"] == 5
+
+
+def test_what_is_rare_is_found_far_away(acme: Merchant) -> None:
+    """
+    A page looks through a bounded number of entries; its cursor goes on where it stopped.
+    """
+    wallet, other = acme.open_wallet(funds=10_000, shard_id=0), acme.open_wallet(shard_id=0)
+    item = {"source": wallet, "destination": other, "amount": 1, "currency": "EUR"}
+    items = [
+        item | {"idempotency_key": fresh("key"), "reference": "rare" if number == 7 else "often"}
+        for number in range(6_000)
+    ]
+    batch = acme.post("/v1/transfers/batch", {"transfers": items})
+    assert batch.json()["posted"] == len(items), batch.text[:500]
+    query = f"reference=rare&{acme.seen(wallet)}"
+    first = page_of(acme, wallet, query)
+    assert first["entries"] == []
+    assert first["has_more"]
+    assert followed(acme, wallet, query) == ([9], 2)
+    assert followed(acme, wallet, f"after=0&{query}") == ([9], 2)
+    assert followed(acme, wallet, f"after=0&limit=1&{query}") == ([9], 3)
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ("from=yesterday", "from"),
+        ("to=2026-01-01", "to"),
+        ("to=2026-01-01T00:00:00+01:00", "to"),
+        ("type=gift", "type"),
+        ("reference=a%00b", "reference"),
+        ("after=1&before=2", "before"),
+    ],
+)
+def test_a_wrong_question_is_named(acme: Merchant, query: str, parameter: str) -> None:
+    """
+    The parameter that is wrong stands in the refusal.
+    """
+    reply = acme.get(f"/v1/wallets/{acme.open_wallet()}/entries?{query}")
+    assert (reply.status_code, code_of(reply)) == (400, "query_invalid")
+    assert reply.json()["errors"][0]["parameter"] == parameter
+
+
+# --- Balances of the past -----------------------------------------------------------------
+
+
+def balance_of(merchant: Merchant, wallet: str, query: str = "") -> dict[str, Any]:
+    reply = merchant.get(f"/v1/wallets/{wallet}/balance?{query}")
+    assert reply.status_code == 200, reply.text
+    found: dict[str, Any] = reply.json()
+    return found
+
+
+def test_the_balance_behind_every_entry(acme: Merchant, past: tuple[str, str]) -> None:
+    """
+    By version or by instant, it is that of the entry; without either, that of the last one.
+    """
+    wallet, _ = past
+    entries = page_of(acme, wallet, f"after=0&{acme.seen(wallet)}")["entries"]
+    for entry in entries:
+        by_version = balance_of(acme, wallet, f"version={entry['version']}")
+        assert by_version | {"as_of": None} == {
+            "wallet_id": wallet,
+            "currency": "EUR",
+            "balance": entry["balance"],
+            "version": entry["version"],
+            "at": entry["created_at"],
+            "as_of": None,
+        }
+        by_instant = balance_of(acme, wallet, f"at={entry['created_at']}")
+        assert by_instant | {"as_of": None} == by_version | {"as_of": None}
+        assert by_instant["as_of"] >= entries[-1]["created_at"]
+    now = balance_of(acme, wallet, acme.seen(wallet))
+    assert (now["version"], now["balance"]) == (9, acme.balance(wallet))
+    assert balance_of(acme, wallet, "at=2100-01-01T00:00:00Z")["version"] == 9
+
+
+def test_before_the_first_entry_there_is_nothing(acme: Merchant, past: tuple[str, str]) -> None:
+    """
+    Of a wallet with a past, and of a new one.
+    """
+    wallet, _ = past
+    for query in ("version=0", "at=1999-12-31T23:59:59Z"):
+        found = balance_of(acme, wallet, query)
+        assert (found["balance"], found["version"], found["at"]) == (0, 0, None)
+    new = acme.open_wallet()
+    for query in ("", "version=0", "at=2100-01-01T00:00:00Z"):
+        found = balance_of(acme, new, query)
+        assert (found["balance"], found["version"], found["at"]) == (0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ("at=2026-01-01T00:00:00Z&version=1", "version"),
+        ("at=noon", "at"),
+        ("version=10", "version"),
+        ("version=-1", "version"),
+    ],
+)
+def test_a_balance_that_cannot_be_asked_for(
+    acme: Merchant, past: tuple[str, str], query: str, parameter: str
+) -> None:
+    """
+    Two moments, no moment, and an entry that nobody made.
+    """
+    reply = acme.get(f"/v1/wallets/{past[0]}/balance?{query}")
+    assert (reply.status_code, code_of(reply)) == (400, "query_invalid")
+    assert reply.json()["errors"][0]["parameter"] == parameter
+
+
+def test_a_balance_that_was_told_is_waited_for(acme: Merchant) -> None:
+    """
+    An entry of which a reply told is of the past as soon as that came, and is told with its
+    sequence or its version alone.
+    """
+    wallet, other = acme.open_wallet(funds=100, shard_id=0), acme.open_wallet(shard_id=0)
+    for _ in range(10):
+        moved = move(acme, wallet, other, 1)
+        found = balance_of(acme, wallet, f"version={moved['version']}")
+        assert (found["balance"], found["at"]) == (moved["balance"], moved["created_at"])
+        moved = move(acme, wallet, other, 1)
+        found = balance_of(acme, wallet, f"at={moved['created_at']}&{told_in(moved)}")
+        assert (found["balance"], found["version"]) == (moved["balance"], moved["version"])
+
+
 def test_pages_do_not_shift(acme: Merchant) -> None:
     """
     What is added while somebody reads changes no page that is still to come.
@@ -159,8 +353,8 @@ def test_a_foreign_history_is_closed(acme: Merchant, globex: Merchant) -> None:
     Another merchant's wallet is as unknown as none.
     """
     wallet = globex.open_wallet(funds=5)
-    for path in (f"/v1/wallets/{wallet}/entries", f"/v1/wallets/{wallet}"):
-        reply = acme.get(path)
+    for what in ("", "/entries", "/balance", "/statement", "/statement.csv"):
+        reply = acme.get(f"/v1/wallets/{wallet}{what}")
         assert (reply.status_code, code_of(reply)) == (404, "wallet_unknown")
 
 
@@ -261,6 +455,9 @@ def test_a_history_with_a_gap_is_not_shown(databases: Databases) -> None:
         for query in ("after=0&", ""):
             reply = acme.get(f"/v1/wallets/{wallet}/entries?{query}{told_in(moved)}")
             assert (reply.status_code, code_of(reply)) == (503, "not_projected_yet")
+        for what in ("balance?version=2", "statement?", "statement.csv?", "entries?type=deposit"):
+            reply = acme.get(f"/v1/wallets/{wallet}/{what}&{told_in(moved)}")
+            assert (reply.status_code, code_of(reply)) == (503, "not_projected_yet"), what
 
         stack.write_behinds[0].start()
 

@@ -31,6 +31,7 @@ def test_opening(acme: Merchant) -> None:
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json() == again.json() == acme.get(first.headers["location"]).json()
     expected = body | {"status": "open", "minimum": 0, "balance": 0, "version": 0, "shard": 1}
+    expected |= {"available": 0, "held": 0, "limits": None, "usage": None}
     assert first.json() == expected | {"sequence": first.json()["sequence"]}
 
 
@@ -155,7 +156,7 @@ def test_both_changes_at_once(acme: Merchant) -> None:
     half = patch(acme, wallet, minimum=-6, status="closed")
     assert (half.status_code, code_of(half)) == (409, "wallet_not_empty")
     assert pointers_of(half) == ["/status"]
-    assert "minimum is set" in half.json()["detail"]
+    assert "What else was asked for is set" in half.json()["detail"]
     assert half.json()["wallet"] == acme.get(f"/v1/wallets/{wallet}").json()
     assert half.json()["wallet"]["minimum"] == -6
 

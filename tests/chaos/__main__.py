@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.chaos.checker import broken_promises, read_histories
 from tests.chaos.clients import Clients
 from tests.chaos.faults import Faults, during
-from tests.chaos.operations import told
+from tests.chaos.money import broken_counts, broken_money, read_ends
+from tests.chaos.operations import told, told_of_money
 from tests.support.ledger import Ledger, running_ledger
 
 SHARDS = 4
@@ -30,6 +32,7 @@ DATABASES = 2
 WALLETS = 64
 CLIENTS = 10
 TOLD_EVERY_S = 10.0
+TOLD_MAX = 20
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -75,21 +78,40 @@ async def _run(ledger: Ledger, seconds: float, seed: int) -> dict[str, Any]:
     finally:
         await clients.close()
     lasted_s = time.monotonic() - begun
-    _tell("reading every history, and verifying the books")
-    histories = await asyncio.to_thread(read_histories, ledger.url, ledger.key, wallets)
-    broken = broken_promises(clients.operations, histories)
-    verdict = await asyncio.to_thread(ledger.json, "verify")
-    shards = await asyncio.to_thread(ledger.json, "shards", "list")
-    return {
+    return await asyncio.to_thread(_judged, ledger, clients, wallets, lasted_s) | {
         "seed": seed,
+        "faults": dict(faults.counts),
+    }
+
+
+def _judged(
+    ledger: Ledger, clients: Clients, wallets: list[str], lasted_s: float
+) -> dict[str, Any]:
+    """
+    Compare what was heard with what the API and the auditor say in the end.
+    """
+    asked = clients.asked
+    _tell("reading every hold and every refund, once nothing is on its way")
+    ends = read_ends(ledger.url, ledger.key, wallets, asked)
+    _tell("reading every history, and verifying the books")
+    histories = read_histories(ledger.url, ledger.key, wallets)
+    broken = broken_promises(asked, histories) + broken_money(asked, histories, ends)
+    for words in broken[:TOLD_MAX]:
+        _tell(f"BROKEN: {words}")  # Now: when the books differ too, this ends here.
+    verdict = ledger.json("verify")
+    broken += broken_counts(asked, ends, verdict["counted"])
+    shards = ledger.json("shards", "list")
+    return {
         "seconds": round(lasted_s),
         "requests": clients.request_count,
         "reads": clients.read_count,
-        "operations": dict(told(clients.operations)),
-        "answers": dict(Counter(heard for o in clients.operations for heard in o.heard)),
-        "faults": dict(faults.counts),
+        "operations": dict(told(asked)),
+        "money": dict(told_of_money(asked)),
+        "reasons": dict(Counter(one.reason for one in asked if one.reason)),
+        "answers": dict(Counter(heard for one in asked for heard in one.heard)),
+        "counted": verdict["counted"],
         "shards": {str(shard["shard"]): shard["slots"] for shard in shards["shards"]},
-        "broken_promises": broken[:20],
+        "broken_promises": broken[:TOLD_MAX],
         "books_balanced": verdict["balanced"],
         "differences": verdict["differences"],
         "clean": not broken and verdict["balanced"] and not verdict.get("pending"),
@@ -109,7 +131,7 @@ async def _load(clients: Clients, seconds: float, split: asyncio.Task[None]) -> 
             split.result()
         if time.monotonic() > told_at + TOLD_EVERY_S:
             told_at = time.monotonic()
-            counts = ", ".join(f"{n:,} {w}" for w, n in told(clients.operations).most_common())
+            counts = ", ".join(f"{n:,} {w}" for w, n in told(clients.asked).most_common())
             _tell(f"{max(0, deadline - told_at):.0f} s left: {counts}")
 
 
@@ -122,14 +144,14 @@ def _after(seconds: float, work: Any) -> asyncio.Task[None]:
 
 
 def _tell(words: str) -> None:
-    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {words}")
+    console.print(f"[dim]{time.strftime('%H:%M:%S')}[/]  {escape(words)}")
 
 
 def _show(report: dict[str, Any]) -> None:
     table = Table(title=f"chaos: {report['seconds']} s, seed {report['seed']}")
     table.add_column("what")
     table.add_column("count", justify="right")
-    for part in ("operations", "answers", "faults"):
+    for part in ("operations", "money", "reasons", "answers", "faults"):
         for name, count in sorted(report[part].items()):
             table.add_row(f"{part}: {name}", f"{count:,}")
     table.add_row("requests", f"{report['requests']:,}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from tests.chaos.operations import Heard, Operation
+from tests.chaos.operations import Asked, Heard, Operation, movements
 
 PAGE = 1_000
 
@@ -64,10 +64,11 @@ def _entries(http: httpx2.Client, wallet: str, wanted: dict[str, int]) -> list[d
         after = page["next_cursor"]
 
 
-def broken_promises(operations: list[Operation], histories: Histories) -> list[str]:
+def broken_promises(asked: list[Asked], histories: Histories) -> list[str]:
     """
     Say, one sentence each, what does not hold.
     """
+    operations = movements(asked)
     broken = [words for wallet in histories.entries for words in _broken_wallet(wallet, histories)]
     known = {operation.key for operation in operations}
     strangers = sorted(map(str, histories.found.keys() - known))

@@ -1,5 +1,5 @@
 """
-Clients that pay over HTTP, singly and in batches, ask again, give up, and read.
+Clients that pay over HTTP, singly and in batches, tell stories, ask again, give up, and read.
 
 Each keeps to the published rules alone: what a status and a problem's `outcome` mean. The key of
 a movement is its reference too, by which the checker finds it in the histories.
@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 from random import Random
-from typing import Any
 
 import httpx2
 
-from tests.chaos.operations import Contradiction, Heard, Operation
+from tests.chaos.operations import (
+    Asked,
+    Contradiction,
+    Heard,
+    Linked,
+    Operation,
+    Placing,
+    Voiding,
+)
+from tests.chaos.requests import CURRENCY, hear_reply, heard_in, heard_of_item, request_of
+from tests.chaos.stories import Story, new_story
 
 TIMEOUT_S = 15.0
 BATCH_SIZE = 25
-CURRENCY = "EUR"
 FUNDS = 1_000_000
 ASKED_MAX = 200
 
@@ -30,7 +37,7 @@ class Clients:
     """
 
     def __init__(self, url: str, key: str, wallets: list[str], *, seed: int) -> None:
-        self.operations: list[Operation] = []
+        self.asked: list[Asked] = []
         self.request_count = 0
         self.read_count = 0
         self._wallets = wallets
@@ -53,7 +60,9 @@ class Clients:
             await self.ask(self._operation(None, wallet, FUNDS))
 
     def start(self, count: int) -> None:
-        works = itertools.cycle([self._pay, self._pay, self._pay_batches, self._read, self._repeat])
+        works = itertools.cycle(
+            [self._pay, self._tell_stories, self._pay_batches, self._read, self._repeat]
+        )
         self._tasks = [asyncio.create_task(next(works)()) for _ in range(count)]
 
     async def stop(self) -> None:
@@ -74,7 +83,7 @@ class Clients:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def ask(self, operation: Operation) -> Heard:
+    async def ask(self, operation: Asked) -> Heard:
         """
         Ask once, and say what was heard.
         """
@@ -88,10 +97,10 @@ class Clients:
         except httpx2.TransportError:
             operation.hear(Heard.UNKNOWN, None)
         else:
-            operation.hear(*heard_in(reply.status_code, reply.content))
+            hear_reply(operation, reply.status_code, reply.content)
         return operation.heard[-1]
 
-    async def ask_until_final(self, operation: Operation) -> None:
+    async def ask_until_final(self, operation: Asked) -> None:
         """
         Ask until the outcome is known.
         """
@@ -106,14 +115,19 @@ class Clients:
         """
         Ask again for whatever may be applied and has no outcome yet.
         """
-        for operation in self.operations:
+        for operation in self.asked:
             if operation.outcome is None and operation.may_be_applied:
                 await self.ask_until_final(operation)
 
     def _operation(self, source: str | None, destination: str | None, amount: int) -> Operation:
-        operation = Operation(f"op-{next(self._numbers)}", source, destination, amount)
-        self.operations.append(operation)
+        operation = Operation(
+            key=self._new_key(), source=source, destination=destination, amount=amount
+        )
+        self.asked.append(operation)
         return operation
+
+    def _new_key(self) -> str:
+        return f"op-{next(self._numbers)}"
 
     def _new_operation(self) -> Operation:
         amount = self._random.choice([1, 7, 50, 400, 20_000_000])
@@ -127,12 +141,39 @@ class Clients:
 
     async def _pay(self) -> None:
         while not self._stopping:
-            operation = self._new_operation()
-            patience = self._random.random()
-            while await self.ask(operation) in (Heard.UNKNOWN, Heard.NOT_APPLIED):
-                if self._stopping or self._random.random() > patience:
-                    break
-                await asyncio.sleep(0.02)
+            await self._ask_with_patience(self._new_operation())
+
+    async def _ask_with_patience(self, operation: Asked) -> None:
+        """
+        Ask again while nothing is known, for as long as this client likes.
+        """
+        patience = self._random.random()
+        while await self.ask(operation) in (Heard.UNKNOWN, Heard.NOT_APPLIED):
+            if self._stopping or self._random.random() > patience:
+                return
+            await asyncio.sleep(0.02)
+
+    async def _tell_stories(self) -> None:
+        """
+        Place a hold and end it, give something back, or link movements; some steps at once.
+        """
+        while not self._stopping:
+            story = new_story(self._random, self._new_key, self._wallets, self.asked)
+            self.asked += story.first
+            for operation in story.first:
+                await self._ask_with_patience(operation)
+            if all(operation.outcome is Heard.POSTED for operation in story.first):
+                await self._follow(story)
+            await asyncio.sleep(0.01)
+
+    async def _follow(self, story: Story) -> None:
+        await asyncio.sleep(story.pause_s)
+        self.asked += story.then
+        if story.at_once:
+            await asyncio.gather(*(self._ask_with_patience(one) for one in story.then))
+            return
+        for operation in story.then:
+            await self._ask_with_patience(operation)
 
     async def _pay_batches(self) -> None:
         while not self._stopping:
@@ -170,7 +211,7 @@ class Clients:
         """
         while not self._stopping:
             await asyncio.sleep(0.01)
-            await self.ask(self._random.choice(self.operations))
+            await self.ask(self._random.choice(self.asked))
 
     async def _read(self) -> None:
         """
@@ -178,12 +219,12 @@ class Clients:
         """
         while not self._stopping:
             await asyncio.sleep(0.01)
-            operation = self._random.choice(self.operations)
+            operation = self._random.choice(self._readable())
             outcome, transfer_id = operation.outcome, operation.transfer_id
             if transfer_id is None:
                 continue
             try:
-                reply = await self._http.get(f"/v1/transfers/{transfer_id}")
+                reply = await self._http.get(f"{path_read(operation)}/{transfer_id}")
             except httpx2.TransportError:
                 continue
             self.read_count += 1
@@ -192,61 +233,23 @@ class Clients:
             if reply.status_code != 200:
                 raise Contradiction(f"{operation.key}: reads as {reply.status_code}: {reply.text}")
             status = reply.json()["status"]
-            if outcome is not None and status != outcome:
+            if outcome is not None and status != outcome and not isinstance(operation, Placing):
                 raise Contradiction(f"{operation.key}: was {outcome}, reads as {status}")
 
-
-def request_of(operation: Operation) -> tuple[str, dict[str, Any]]:
-    """
-    Write the path and the body that ask for *operation*.
-    """
-    body: dict[str, Any] = {
-        "amount": operation.amount,
-        "currency": CURRENCY,
-        "reference": operation.key,
-    }
-    if operation.source is None:
-        return "/v1/deposits", body | {"destination": operation.destination}
-    if operation.destination is None:
-        return "/v1/withdrawals", body | {"source": operation.source}
-    sides = {"source": operation.source, "destination": operation.destination}
-    return "/v1/transfers", body | sides
+    def _readable(self) -> list[Asked]:
+        one = self._random.choice(self.asked)
+        if isinstance(one, Linked):
+            return [one, *one.legs]
+        is_hold = isinstance(one, Voiding) or (
+            isinstance(one, Placing) and one.outcome is not Heard.POSTED
+        )
+        return self.asked[:1] if is_hold else [one]
 
 
-def heard_in(status: int, content: bytes) -> tuple[Heard, str | None, str | None]:
+def path_read(asked: Asked) -> str:
     """
-    Understand a reply as the API's reference tells to: answer, transfer and reason.
+    Write where to look at what came of *asked*.
     """
-    try:
-        body = json.loads(content)
-    except ValueError:
-        return Heard.UNKNOWN, None, None
-    if status in (200, 201):
-        return Heard.POSTED, body["id"], None
-    if status == 202:
-        return Heard.PENDING, body["id"], None
-    if body.get("outcome") == "rejected":
-        return Heard.REJECTED, body["transfer"]["id"], body["code"]
-    if body.get("outcome") == "not_applied" and status in (429, 503):
-        return Heard.NOT_APPLIED, None, None
-    if body.get("outcome") == "unknown":
-        return Heard.UNKNOWN, None, None
-    raise Contradiction(f"an answer that nothing here should get: {status} {body}")
-
-
-def heard_of_item(result: dict[str, Any]) -> tuple[Heard, str | None, str | None]:
-    """
-    Understand one result of a batch.
-    """
-    match result["status"]:
-        case "posted":
-            return Heard.POSTED, result["id"], None
-        case "pending":
-            return Heard.PENDING, result["id"], None
-        case "rejected":
-            return Heard.REJECTED, result["id"], result["code"]
-        case "unknown":
-            return Heard.UNKNOWN, None, None
-    if result["outcome"] != "not_applied":
-        raise Contradiction(f"an item that nothing here should get: {result}")
-    return Heard.NOT_APPLIED, None, None
+    if isinstance(asked, Placing):
+        return "/v1/holds"
+    return "/v1/linked-transfers" if isinstance(asked, Linked) else "/v1/transfers"

@@ -1,6 +1,7 @@
 """
 Goal: whatever is killed, and while a shard is split, everything that was acknowledged is there
-      once, everything refused is nowhere, and the books balance.
+      once, everything refused is nowhere, and the books balance; holds, refunds and linked
+      transfers among it.
 Method: a short run of `python -m tests.chaos` with real Ray, two databases and four shards; and
         the checker itself is shown histories that are wrong.
 """
@@ -8,13 +9,27 @@ Method: a short run of `python -m tests.chaos` with real Ray, two databases and 
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
 from tests.chaos.__main__ import run_chaos
 from tests.chaos.checker import Histories, broken_promises
-from tests.chaos.operations import Contradiction, Heard, Operation
+from tests.chaos.money import Ends, broken_counts, broken_money
+from tests.chaos.operations import (
+    Asked,
+    Capture,
+    Contradiction,
+    Heard,
+    Linked,
+    Operation,
+    Placing,
+    Refund,
+    Voiding,
+)
+from tests.chaos.requests import hear_reply
+from tests.chaos.stories import LIFETIME_S
 
 SECONDS = 30.0
 
@@ -31,10 +46,13 @@ def test_promises_hold_under_faults() -> None:
     assert len(report["shards"]) == 5
     assert report["operations"]["posted"] > 100
     assert report["operations"]["rejected"] > 0
+    for kind in ("placing", "capture", "voiding", "refund", "linked"):
+        assert report["money"][f"{kind} posted"] > 0
+        assert report["money"].get(f"{kind} unknown", 0) == 0
 
 
 def operation(key: str, *heard: Heard, transfer_id: str | None = None) -> Operation:
-    made = Operation(key, "a", "b", 5)
+    made = Operation(key=key, source="a", destination="b", amount=5)
     for answer in heard:
         named = transfer_id if answer in (Heard.POSTED, Heard.REJECTED) else None
         made.hear(answer, named)
@@ -46,7 +64,12 @@ def entry(reference: str, version: int, balance: int, **more: Any) -> dict[str, 
     return plain | {"reference": reference, "version": version, "balance": balance} | more
 
 
-FUNDED = Operation("fund", None, "a", 100)
+def hold_shown(status: str, amount: int, **more: Any) -> dict[str, Any]:
+    plain = {"source": "a", "pending": 0, "expires_at": "2100-01-01T00:00:00Z"}
+    return plain | {"status": status, "amount": amount} | more
+
+
+FUNDED = Operation(key="fund", source=None, destination="a", amount=100)
 FUNDED.hear(Heard.POSTED, "id of fund")
 OPERATIONS = [
     FUNDED,
@@ -125,3 +148,109 @@ def test_answers_that_contradict_are_found() -> None:
         paid.hear(Heard.POSTED, "2")
     with pytest.raises(Contradiction):
         paid.hear(Heard.PENDING, "1")
+
+
+PAID = operation("paid", Heard.POSTED, transfer_id="t-paid")
+HOLD = Placing(key="hold", source="a", amount=50, lifetime_s=LIFETIME_S)
+KEPT = Placing(key="kept", source="a", amount=8, lifetime_s=LIFETIME_S)
+CAPTURED = Capture(key="part", source="a", destination="b", amount=20, hold=HOLD, is_final=True)
+BACK = Refund(key="back", source="b", destination="a", amount=3, original=PAID)
+LEGS = [Operation(key=f"all/{place}", source="a", destination="b", amount=1) for place in range(2)]
+LINKED = Linked(key="all", legs=LEGS)
+MONEY: list[Asked] = [PAID, HOLD, KEPT, CAPTURED, BACK, LINKED]
+for number, one in enumerate(MONEY[1:]):
+    one.hear(Heard.POSTED, f"id-{number}")
+ENDS = Ends(
+    {
+        "a": {"balance": 78, "available": 70, "held": 8},
+        "b": {"balance": 22, "available": 22, "held": 0},
+    },
+    {
+        "id-0": hold_shown("captured", 50, captured=20, remaining=0),
+        "id-1": hold_shown("open", 8, captured=0, remaining=8),
+    },
+    {"t-paid": {"amount": 5, "refunded": 3, "refunds": [{"id": "id-3"}], "has_more": False}},
+)
+BOTH_LEGS = Histories({"a": [entry("all/0", 1, 0), entry("all/1", 2, 0)]}, {})
+ONE_LEG = Histories({"a": [entry("all/0", 1, 0)]}, {})
+
+
+def with_end(kind: str, name: str, **more: Any) -> Ends:
+    ends = copy.deepcopy(ENDS)
+    getattr(ends, kind)[name].update(more)
+    return ends
+
+
+def test_checker_accepts_money_that_is_right() -> None:
+    """
+    A hold captured in part and ended, one that keeps its amount, a refund, all legs.
+    """
+    assert broken_money(MONEY, BOTH_LEGS, ENDS) == []
+    counted = {"holds": 2, "holds_open": 1, "refunded": 1, "linked": 1}
+    assert broken_counts(MONEY, ENDS, counted) == []
+    assert broken_counts(MONEY, ENDS, counted | {"linked": 2}) == [
+        "verify counts 2 linked, 1 were heard of"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        (with_end("holds", "id-0", captured=21), "hold: of 50, 20 was captured"),
+        (with_end("holds", "id-0", amount=51), "hold: of 50, 20 was captured"),
+        (with_end("holds", "id-0", remaining=30), "hold: of 50, 20 was captured"),
+        (with_end("holds", "id-0", status="voided"), "and it is voided"),
+        (with_end("holds", "id-0", status="open", remaining=30), "and it is open"),
+        (with_end("holds", "id-0", pending=1), "1 of it is on its way"),
+        (with_end("holds", "id-1", status="expired", remaining=0), "and it is expired"),
+        (with_end("holds", "id-1", expires_at="2020-01-01T00:00:00Z"), "behind its time"),
+        (with_end("wallets", "a", available=69), "of 78 are 69 available"),
+        (with_end("wallets", "a", available=69, held=9), "a: its open holds keep 8"),
+        (with_end("wallets", "b", balance=-1, available=-1), "b: its open holds keep 0"),
+        (with_end("refunds", "t-paid", refunded=4), "of 5, 3 went back"),
+        (with_end("refunds", "t-paid", refunds=[]), "of 5, 3 went back"),
+    ],
+)
+def test_checker_finds_money_that_is_wrong(ends: Ends, words: str) -> None:
+    """
+    A hold, a wallet or a refund that is shown otherwise than it was told is named.
+    """
+    found = broken_money(MONEY, BOTH_LEGS, ends)
+    assert any(words in one for one in found), found
+
+
+def test_checker_finds_what_was_too_much_or_half() -> None:
+    """
+    Refunds above what was paid, a hold captured above its amount or ended twice, and half of what
+    was linked are named, even when the API shows them as they were told.
+    """
+    again = Refund(key="again", source="b", destination="a", amount=3, original=PAID)
+    again.hear(Heard.POSTED, "id-9")
+    shown = [{"id": "id-3"}, {"id": "id-9"}]
+    ends = with_end("refunds", "t-paid", refunded=6, refunds=shown)
+    assert any("6 went back" in one for one in broken_money([*MONEY, again], BOTH_LEGS, ends))
+    more = Capture(key="more", source="a", destination="b", amount=31, hold=HOLD, is_final=False)
+    more.hear(Heard.POSTED, "id-10")
+    ends = with_end("holds", "id-0", captured=51)
+    assert any("51 was captured" in one for one in broken_money([*MONEY, more], BOTH_LEGS, ends))
+    void = Voiding(key="void", hold=HOLD)
+    void.hear(Heard.POSTED, "id-0")
+    assert any("1 voids" in one for one in broken_money([*MONEY, void], BOTH_LEGS, ENDS))
+    assert any("of its legs" in one for one in broken_money(MONEY, ONE_LEG, ENDS))
+
+
+def test_what_is_heard_of_the_whole_is_heard_of_each_leg() -> None:
+    """
+    The legs have the outcome of what they are linked in, and ids of their own that never change.
+    """
+    legs = [Operation(key=f"x/{place}", source="a", destination="b", amount=1) for place in (0, 1)]
+    linked = Linked(key="x", legs=legs)
+    body = {"id": "whole", "legs": [{"id": "leg-0"}, {"id": "leg-1"}]}
+    hear_reply(linked, 202, json.dumps(body).encode())
+    refused = {"outcome": "rejected", "code": "insufficient_funds", "linked_transfer": body}
+    hear_reply(linked, 409, json.dumps(refused).encode())
+    assert [leg.outcome for leg in legs] == [Heard.REJECTED, Heard.REJECTED]
+    assert [leg.transfer_id for leg in legs] == ["leg-0", "leg-1"]
+    other = body | {"legs": [{"id": "leg-0"}, {"id": "leg-2"}]}
+    with pytest.raises(Contradiction):
+        hear_reply(linked, 409, json.dumps(refused | {"linked_transfer": other}).encode())
