@@ -99,6 +99,9 @@ class Validation:
             errors.append(_wallet_id_error("/source"))
         if request.destination is not None and not is_wallet_id(request.destination):
             errors.append(_wallet_id_error("/destination"))
+        elif request.destination == request.source:
+            detail = "What a hold keeps is captured into another wallet than its own."
+            errors.append(FieldError("not_allowed", detail, "/destination"))
         errors += amount_errors(request.amount)
         if request.currency not in self._currencies:
             errors.append(_currency_error())

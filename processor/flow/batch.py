@@ -209,7 +209,6 @@ class Batch:
         self._forget(state, peer, frame.settled)
         for entry in fresh:
             self._take_entry(state, peer, entry)
-        self.command_count += len(fresh)
         # Also those that came before: the connection their answers went to may be gone.
         first, last = frame.entries[0].number, frame.entries[-1].number
         self._effects.append((deliver, Answers(first, channel.answers(first, last))))
@@ -372,6 +371,7 @@ class Batch:
         return wallet_found(state, command.wallet_id, changed=decision is not None)
 
     def _take_entry(self, state: ShardState, peer: int, entry: AnyEntry) -> None:
+        self.command_count += 1
         match entry:
             case SlotEntry(wallets=wallets):
                 # Wherever a wallet is, there is the world in its currency: deposits rely on it.
@@ -380,6 +380,7 @@ class Batch:
                 for currency in sums_of(wallets):
                     self._open_due(state, peer, currency)
             case PrepareEntry(merchant_id=merchant_id, parts=parts):
+                self.command_count += len(parts) - 1
                 moves = moves_of_parts(state.shard_id, peer, merchant_id, parts)
                 self._open_named(state, merchant_id, moves)
             case VerdictEntry():

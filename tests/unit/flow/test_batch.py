@@ -8,10 +8,12 @@ from __future__ import annotations
 import pytest
 
 from processor.core.amounts import BALANCE_MAX
+from processor.core.channel import FIRST_LINK, PrepareEntry, next_link
 from processor.core.commands import Command, SetWalletLimits, SetWalletStatus
 from processor.core.decide_holds import SECOND_US
 from processor.core.decisions import (
     HoldChanged,
+    LegPart,
     TransferPosted,
     TransferRejected,
     WalletLimitsSet,
@@ -24,6 +26,7 @@ from processor.core.state import ShardState
 from processor.core.wallet import WalletStatus
 from processor.flow import batch as batch_module
 from processor.flow.batch import Batch
+from processor.flow.channel_link import Entries
 from processor.flow.frames import (
     Answered,
     HoldFound,
@@ -367,3 +370,16 @@ def test_each_leg_counts() -> None:
     batch, results = executed(ledger(), linked(*legs), read_wallet("bob"))
     assert isinstance(results[0], LinkedMoved)
     assert batch.command_count == 8
+
+
+def test_each_leg_of_a_question_counts() -> None:
+    """
+    What a peer asks to be prepared costs as much, whatever comes of it.
+    """
+    parts = [LegPart(number, True, True, leg("alice", "bob", 1)) for number in range(3)]
+    entry = PrepareEntry(1, bytes(16), "acme", parts)
+    batch = Batch(5)
+    batch.at_us = AT_US
+    asked = Entries([entry], next_link(FIRST_LINK, entry), 0)
+    batch.add_entries(ledger(), 1, asked, lambda _effect: None)
+    assert batch.command_count == 3

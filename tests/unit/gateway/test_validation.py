@@ -289,6 +289,14 @@ def test_holds_name_every_wrong_field() -> None:
     assert validation.capture(CaptureHoldRequest()) == []
 
 
+def test_a_hold_is_for_another_wallet() -> None:
+    """
+    Nothing could be captured to where it is already.
+    """
+    assert pointers(validation.placing(PlaceHoldRequest("a", 1, "EUR", "a"))) == ["/destination"]
+    assert validation.placing(PlaceHoldRequest("a", 1, "EUR", "b")) == []
+
+
 def test_canonical_metadata() -> None:
     """
     The order of the keys does not matter, and nothing is nothing.
