@@ -185,7 +185,8 @@ def test_lists_go_on(ledger: Ledger) -> None:
     prefix = f"page-{next(numbers)}"
     wallets = [f"{prefix}-{letter}" for letter in "abc"]
     opened = [ledger.json("wallets", "open", "EUR", "--id", wallet) for wallet in wallets]
-    ledger.wait_until_projected(opened[-1]["sequence"])
+    for wallet in opened:
+        ledger.wait_until_projected(wallet["sequence"], wallet["shard"])
     page = ledger.json("wallets", "list", "--after", prefix, "--limit", "2")
     assert [wallet["wallet_id"] for wallet in page["wallets"]] == wallets[:2]
     assert page["next_cursor"] == wallets[1]

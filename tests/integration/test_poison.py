@@ -180,7 +180,8 @@ def facts(asked: Asked, found: Result) -> tuple[object, ...]:
         0,  # Nothing is on its way to another shard.
         found.version,
         found.held,
-        0,  # Nor may anything come.
+        0,  # No hold is open, ...
+        0,  # ... and nothing may come.
         found.limits,
         found.usage,
     )
