@@ -34,7 +34,7 @@ from processor.core.counts import (
     counts_when_settled,
     credit_counted,
 )
-from processor.core.decide_linked import decide_prepare, decide_verdict
+from processor.core.decide_prepared import decide_prepare, decide_verdict
 from processor.core.decide_slots import decide_taken
 from processor.core.decisions import (
     AnswersForgotten,
