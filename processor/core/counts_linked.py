@@ -7,17 +7,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from processor.core.counts import refund_counted
-from processor.core.decisions import (
-    Decision,
-    LegPart,
-    UsageCounted,
-)
+from processor.core.decisions import Decision, LegPart, UsageCounted
 from processor.core.judge_linked import limited_credits, limited_debits
 from processor.core.limits import Usage
-from processor.core.linked import (
-    Move,
-    nets_of,
-)
+from processor.core.linked import Move, nets_of
 from processor.core.state import ShardState
 
 

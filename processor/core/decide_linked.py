@@ -43,14 +43,7 @@ from processor.core.decisions import (
     WalletOpened,
 )
 from processor.core.judge_linked import RefusedLeg, refused_leg
-from processor.core.linked import (
-    Homes,
-    Move,
-    moves_at_home,
-    moves_begun,
-    parts_at,
-    peers_of,
-)
+from processor.core.linked import Homes, Move, moves_at_home, moves_begun, parts_at, peers_of
 from processor.core.postings import postings_of
 from processor.core.reject_reason import RejectReason
 from processor.core.repeats import KeyReused, Repeated, repeat

@@ -6,10 +6,7 @@ Rule: a participant that has voted yes never decides alone and never times out.
 
 from __future__ import annotations
 
-from processor.core.channel import (
-    PrepareEntry,
-    VerdictEntry,
-)
+from processor.core.channel import PrepareEntry, VerdictEntry
 from processor.core.counts_linked import counts_of_moves, refunds_in
 from processor.core.decisions import (
     Decision,
@@ -19,10 +16,7 @@ from processor.core.decisions import (
     VerdictTaken,
 )
 from processor.core.judge_linked import refused_leg
-from processor.core.linked import (
-    moves_of_parts,
-    moves_prepared,
-)
+from processor.core.linked import moves_of_parts, moves_prepared
 from processor.core.postings import postings_of
 from processor.core.slots import NOWHERE
 from processor.core.state import ShardState

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from processor.core.decisions import (
-    LegPart,
-)
+from processor.core.decisions import LegPart
 from processor.core.judge import (
     CREDITS_LIMITED,
     DEBITS_LIMITED,
@@ -22,19 +20,10 @@ from processor.core.judge import (
     refusal_of_room,
     source_status_reason,
 )
-from processor.core.linked import (
-    Move,
-    destination_of,
-    nets_of,
-)
+from processor.core.linked import Move, destination_of, nets_of
 from processor.core.reject_reason import RejectReason
 from processor.core.state import ShardState
-from processor.core.wallet import (
-    SYSTEM_MERCHANT,
-    Wallet,
-    WalletStatus,
-    due_wallet_id,
-)
+from processor.core.wallet import SYSTEM_MERCHANT, Wallet, WalletStatus, due_wallet_id
 
 _OPEN, _FROZEN, _, _ = WalletStatus
 

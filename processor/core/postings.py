@@ -6,12 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from processor.core.decisions import (
-    Posting,
-)
-from processor.core.linked import (
-    Move,
-)
+from processor.core.decisions import Posting
+from processor.core.linked import Move
 from processor.core.state import ShardState
 
 
