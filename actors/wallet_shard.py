@@ -43,7 +43,7 @@ from actors.shard_signs import ShardSigns, clock_ahead_ms, count_open_holds, old
 from configs.settings import ShardSettings
 from processor.core.apply import apply
 from processor.core.channel import ChannelBroken
-from processor.core.commands import MoveLinked
+from processor.core.commands import weight_of
 from processor.core.counts_needed import RefundsNeeded, refunds_of_answers, refunds_of_entries
 from processor.core.decisions import DECISION_FORMAT, EpochStarted, SlotsGranted, encode_decisions
 from processor.core.record import GENESIS_CHAIN, Record, seal
@@ -112,14 +112,6 @@ class ShardStatistics(msgspec.Struct, frozen=True):
     recovery_ms: int
     halted_for: str | None
     pid: int
-
-
-def _weight_of(frame: RequestFrame) -> int:
-    """
-    Count what a frame costs: one for each command, and for each leg of a linked transfer.
-    """
-    commands = frame.commands
-    return len(commands) + sum(len(c.legs) - 1 for c in commands if type(c) is MoveLinked)
 
 
 def end_process(reason: str) -> None:
@@ -372,7 +364,7 @@ class WalletShard:
             deliver(NotServing(frame.frame_id))
         elif frame.epoch != self._store.epoch:
             deliver(StaleEpoch(frame.frame_id, self._store.epoch))
-        elif self._overloaded(weight := _weight_of(frame)):
+        elif self._overloaded(weight := weight_of(frame.commands)):
             deliver(Overloaded(frame.frame_id, self._retry_after_ms()))
         else:
             self._intake.append((frame, weight, deliver))

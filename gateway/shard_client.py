@@ -100,7 +100,7 @@ class Group:
         self, commands: Sequence[Command], answer: Answer, deadline: float, *, in_doubt: bool
     ) -> None:
         self.commands = commands
-        self.weight = sum(map(weight_of, commands))
+        self.weight = weight_of(commands)
         self.answer = answer
         self.deadline = deadline
         self.sent_count = 1 if in_doubt else 0

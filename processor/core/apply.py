@@ -63,7 +63,7 @@ from processor.core.decisions import (
     asked_of,
     sums_of,
 )
-from processor.core.linked import moves_begun, moves_of_parts
+from processor.core.linked import moves_begun, moves_prepared, nets_of
 from processor.core.slots import slot_of, slot_of_hold
 from processor.core.state import ShardState
 from processor.core.wallet import Wallet, WalletStatus, due_wallet_id, is_system_wallet
@@ -433,11 +433,9 @@ def wallets_touched(state: ShardState, decision: Decision) -> tuple[str, ...]:
             sides = ((one.source, one.destination) for one in decision.postings)
             return tuple(name for pair in sides for name in pair)
         case LinkedBegun():
-            moves = moves_begun(state.shard_id, decision)
-            return tuple(name for move in moves for name in (move.source, move.destination))
-        case LinkedPrepared(peer, _, _, _, merchant_id, parts):
-            moves = moves_of_parts(state.shard_id, peer, merchant_id, parts)
-            return tuple(name for move in moves for name in (move.source, move.destination))
+            return tuple(nets_of(moves_begun(state.shard_id, decision)))
+        case LinkedPrepared():
+            return tuple(nets_of(moves_prepared(state.shard_id, decision)))
         case TransferSettled() | TransferReleased() | TransferRecalled():
             pending = state.channels.to(decision.peer).outbox[decision.number]
             assert isinstance(pending, TransferReserved), "it was no transfer"

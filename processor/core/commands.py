@@ -8,6 +8,7 @@ Commands travel as msgpack arrays with a number in front that names the kind.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import Annotated
 
@@ -16,7 +17,13 @@ import msgspec
 from processor.core.amounts import AMOUNT_MAX, BALANCE_MAX
 from processor.core.limits import Limits
 from processor.core.slots import SLOT_COUNT, slot_of, slot_of_hold
-from processor.core.wallet import WalletStatus, fees_wallet_id, home_of, world_wallet_id
+from processor.core.wallet import (
+    WalletStatus,
+    fees_wallet_id,
+    home_of,
+    is_system_wallet,
+    world_wallet_id,
+)
 
 WALLET_ID_CHARS_MAX = 64
 WalletId = Annotated[str, msgspec.Meta(min_length=1, max_length=WALLET_ID_CHARS_MAX)]
@@ -289,14 +296,18 @@ def refunds_named(command: Command) -> list[tuple[bytes, str]]:
     """
     List the transfers of which *command* takes something back, each with the wallet that pays it.
     """
-    bound: list[MoveMoney] | list[Leg] = []
     if isinstance(command, MoveMoney):
-        bound = [command]
-    elif isinstance(command, MoveLinked):
-        bound = command.legs
+        return refunds_asked([command])
+    return refunds_asked(command.legs) if isinstance(command, MoveLinked) else []
+
+
+def refunds_asked(moves: Iterable[MoveMoney | Leg]) -> list[tuple[bytes, str]]:
+    """
+    List the transfers of which *moves* take something back, each with the wallet that pays it.
+    """
     return [
         (one.terms.refund_of, one.source)
-        for one in bound
+        for one in moves
         if one.terms is not None and one.terms.refund_of is not None
     ]
 
@@ -310,11 +321,11 @@ def key_of(command: Command) -> bytes | None:
     return None
 
 
-def weight_of(command: Command) -> int:
+def weight_of(commands: Sequence[Command]) -> int:
     """
-    Count what a command costs: one for each movement it asks for.
+    Count what *commands* cost: one for each, and for a linked transfer one for each leg.
     """
-    return len(command.legs) if isinstance(command, MoveLinked) else 1
+    return len(commands) + sum(len(one.legs) - 1 for one in commands if type(one) is MoveLinked)
 
 
 def slot_asked(command: Command) -> int | None:
@@ -329,14 +340,14 @@ def slot_asked(command: Command) -> int | None:
         case GiveSlot():
             return None
     wallet_id = wallet_asked(command)
-    return None if wallet_id.startswith("$") else slot_of(wallet_id)
+    return None if is_system_wallet(wallet_id) else slot_of(wallet_id)
 
 
 def shard_asked(command: Command) -> int | None:
     """
     Return the shard that decides *command* because its wallet never leaves it.
     """
-    if isinstance(command, MoveMoney | MoveLinked) and wallet_asked(command).startswith("$"):
+    if isinstance(command, MoveMoney | MoveLinked) and is_system_wallet(wallet_asked(command)):
         return home_of(wallet_asked(command))
     return None
 

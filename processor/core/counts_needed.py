@@ -24,6 +24,7 @@ from processor.core.commands import (
     PlaceHold,
     VoidHold,
     hold_named,
+    refunds_asked,
     refunds_named,
 )
 from processor.core.decisions import (
@@ -119,7 +120,7 @@ def refunds_of_entries(state: ShardState, entries: Iterable[AnyEntry]) -> Refund
     """
     prepared = [entry for entry in entries if isinstance(entry, PrepareEntry)]
     parts = (part for entry in prepared for part in entry.parts)
-    return _absent(state, _of_legs(part.asked for part in parts if part.is_debit))
+    return _absent(state, refunds_asked(part.asked for part in parts if part.is_debit))
 
 
 def refunds_of_answers(state: ShardState, peer: int, answers: list[int]) -> RefundsNeeded:
@@ -133,15 +134,7 @@ def refunds_of_answers(state: ShardState, peer: int, answers: list[int]) -> Refu
         pending = channel.outbox.get(number) if answer < 0 else None
         if isinstance(pending, PrepareSent) and pending.linked_id in state.linked:
             legs += state.linked[pending.linked_id].begun.legs
-    return _absent(state, _of_legs(legs))
-
-
-def _of_legs(legs: Iterable[Leg]) -> list[tuple[bytes, str]]:
-    return [
-        (leg.terms.refund_of, leg.source)
-        for leg in legs
-        if leg.terms is not None and leg.terms.refund_of is not None
-    ]
+    return _absent(state, refunds_asked(legs))
 
 
 def _absent(state: ShardState, paid: Iterable[tuple[bytes, str]]) -> RefundsNeeded:

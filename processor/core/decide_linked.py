@@ -51,15 +51,12 @@ from processor.core.slots import NOWHERE, slot_of
 from processor.core.state import OpenLinked, ShardState
 from processor.core.wallet import (
     SYSTEM_MERCHANT,
-    WalletStatus,
     fees_wallet_id,
     home_of,
     is_system_wallet,
 )
 
 DEADLINE_US = 10_000_000  # How long the others' votes are waited for.
-
-_OPEN, _FROZEN, _, _ = WalletStatus
 
 
 class NotNow(msgspec.Struct, frozen=True, gc=False):

@@ -629,9 +629,6 @@ SettlementDecision = (
     | VoteTaken
     | VerdictDelivered
 )
-EntryDecision = (
-    EntryCredited | EntryRefused | EntryElsewhere | SlotTaken | LinkedPrepared | VerdictTaken
-)
 PendingEntry = TransferReserved | SlotGiven | PrepareSent | VerdictSent  # On its way to a peer.
 Decision = (
     WalletOpened

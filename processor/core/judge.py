@@ -38,19 +38,29 @@ def refusal_of_debit(
 
     What a hold keeps was judged when it was placed: a capture is stopped by a lock only.
     """
+    is_capture = transfer_type == TransferType.CAPTURE
+    refused = refusal_of_source(source, merchant_id, currency, is_capture=is_capture)
+    if refused is not None or source is None or is_capture:
+        return refused
+    return refusal_of_funds(source, amount) or refusal_by_debit_limits(
+        source, amount, transfer_type=transfer_type, at_us=at_us
+    )
+
+
+def refusal_of_source(
+    source: Wallet | None, merchant_id: str, currency: str, *, is_capture: bool = False
+) -> Refused | None:
+    """
+    Judge whether anything in *currency* may leave *source*, on behalf of its owner.
+    """
     if source is None or source.merchant_id != merchant_id:
         # A wallet of another merchant is as unknown as one that does not exist.
         return RejectReason.SOURCE_UNKNOWN, 0
     if source.currency != currency:
         return RejectReason.CURRENCY_MISMATCH, 0
-    is_capture = transfer_type == TransferType.CAPTURE
     if source.status != _OPEN and not (is_capture and source.status == _FROZEN):
         return source_status_reason(source.status), 0
-    if is_capture:
-        return None
-    return refusal_of_funds(source, amount) or refusal_by_debit_limits(
-        source, amount, transfer_type=transfer_type, at_us=at_us
-    )
+    return None
 
 
 def refusal_of_funds(source: Wallet, amount: int) -> Refused | None:
@@ -78,15 +88,25 @@ def refusal_of_credit(
     """
     Judge bringing *amount* into *destination*, whoever asks for it.
     """
+    refused = refusal_of_destination(destination, currency)
+    if refused is not None or destination is None:
+        return refused
+    return refusal_of_room(destination, amount) or refusal_by_credit_limits(
+        destination, amount, transfer_type=transfer_type, at_us=at_us
+    )
+
+
+def refusal_of_destination(destination: Wallet | None, currency: str) -> Refused | None:
+    """
+    Judge whether anything in *currency* may come into *destination*, whoever asks for it.
+    """
     if destination is None:
         return RejectReason.DESTINATION_UNKNOWN, 0
     if destination.currency != currency:
         return RejectReason.CURRENCY_MISMATCH, 0
     if destination.status not in (_OPEN, _FROZEN):
         return destination_status_reason(destination.status), 0
-    return refusal_of_room(destination, amount) or refusal_by_credit_limits(
-        destination, amount, transfer_type=transfer_type, at_us=at_us
-    )
+    return None
 
 
 def refusal_of_room(destination: Wallet, amount: int) -> Refused | None:

@@ -14,18 +14,16 @@ from processor.core.judge import (
     CREDITS_LIMITED,
     DEBITS_LIMITED,
     Refused,
-    destination_status_reason,
     refusal_by_credit_limits,
     refusal_by_debit_limits,
+    refusal_of_destination,
     refusal_of_room,
-    source_status_reason,
+    refusal_of_source,
 )
 from processor.core.linked import Move, destination_of, nets_of
 from processor.core.reject_reason import RejectReason
 from processor.core.state import ShardState
-from processor.core.wallet import SYSTEM_MERCHANT, Wallet, WalletStatus, due_wallet_id
-
-_OPEN, _FROZEN, _, _ = WalletStatus
+from processor.core.wallet import SYSTEM_MERCHANT, Wallet, due_wallet_id
 
 RefusedLeg = tuple[int, RejectReason, int]  # The leg, why, and by how much.
 
@@ -61,20 +59,16 @@ def _refused_sides(
         leg = part.asked
         if part.is_debit:
             source = state.wallets.get(leg.source)
-            if source is None or source.merchant_id != merchant_id:
-                yield part.leg, (RejectReason.SOURCE_UNKNOWN, 0)
-            elif source.currency != leg.currency:
-                yield part.leg, (RejectReason.CURRENCY_MISMATCH, 0)
-            elif source.status != _OPEN:
-                yield part.leg, (source_status_reason(source.status), 0)
+            refused = refusal_of_source(source, merchant_id, leg.currency)
+            if refused is not None:
+                yield part.leg, refused
         if part.is_credit:
             destination = state.wallets.get(destination_of(leg, state.shard_id, merchant_id))
-            if destination is None or destination.merchant_id == SYSTEM_MERCHANT:
-                yield part.leg, (RejectReason.DESTINATION_UNKNOWN, 0)
-            elif destination.currency != leg.currency:
-                yield part.leg, (RejectReason.CURRENCY_MISMATCH, 0)
-            elif destination.status not in (_OPEN, _FROZEN):
-                yield part.leg, (destination_status_reason(destination.status), 0)
+            if destination is not None and destination.merchant_id == SYSTEM_MERCHANT:
+                destination = None  # No leg goes there by name.
+            refused = refusal_of_destination(destination, leg.currency)
+            if refused is not None:
+                yield part.leg, refused
 
 
 def _refused_refunds(state: ShardState, parts: list[LegPart]) -> Iterator[tuple[int, Refused]]:

@@ -32,7 +32,6 @@ from processor.core.commands import (
     SetWalletStatus,
     TransferType,
     VoidHold,
-    weight_of,
 )
 from processor.core.counts import Decided, counts_of_settlement
 from processor.core.decide import (
@@ -177,7 +176,7 @@ class Batch:
         decisions = decide_overdue(state, linked, self.at_us)
         self._record_all(state, decisions)
         if decisions:
-            self._tell_linked(state, linked.begun)
+            self._tell_outcome(state, linked.begun)
 
     def add_greeting(self, state: ShardState, peer: int, deliver: DeliverEffect) -> None:
         """
@@ -316,7 +315,7 @@ class Batch:
         return told_hold(state, known, repeated=False)
 
     def _move_linked(self, state: ShardState, command: MoveLinked) -> Result:
-        self.command_count += weight_of(command) - 1  # One is counted with the frame.
+        self.command_count += len(command.legs) - 1  # One is counted with the frame.
         if state.keys.find(command.key) is None:
             homes = homes_of(state, command.legs)
             # One that is nowhere is asked for again, and nothing is opened for it.
@@ -422,7 +421,7 @@ class Batch:
         self._record_all(state, follows)
         begun = linked.begun
         if isinstance(follows[0], LinkedRejected):
-            self._tell_linked(state, begun)
+            self._tell_outcome(state, begun)
         elif isinstance(follows[0], LinkedRecalled):
             self._note_hint(state, wallet_lost(begun, vote.answer), vote.answer)
             self._begin_anew(state, begun)
@@ -437,14 +436,14 @@ class Batch:
         anew = decide_linked_anew(state, begun, homes, self.at_us)
         self._record_all(state, anew.decisions)
         if not isinstance(anew.outcome, LinkedBegun):
-            self._tell_linked(state, begun)
+            self._tell_outcome(state, begun)
 
     def _done(self, state: ShardState, linked_id: bytes) -> None:
         done = decide_done(state, linked_id)
         if done is not None:
             begun = state.linked[linked_id].begun
             self._record(state, done)
-            self._tell_linked(state, begun)
+            self._tell_outcome(state, begun)
 
     def _is_sent_anew(
         self, state: ShardState, pending: TransferReserved, answer: int, reserved_at_us: int
@@ -468,18 +467,12 @@ class Batch:
         else:
             state.hints[slot] = answered
 
-    def _tell_outcome(self, state: ShardState, pending: TransferReserved) -> None:
+    def _tell_outcome(self, state: ShardState, pending: TransferReserved | LinkedBegun) -> None:
         """
         Tell those who wait for it what became of *pending*.
         """
-        self._tell(state, pending.transfer_id, pending.key)
-
-    def _tell_linked(self, state: ShardState, begun: LinkedBegun) -> None:
-        self._tell(state, begun.transfer_id, begun.key)
-
-    def _tell(self, state: ShardState, transfer_id: bytes, key: bytes) -> None:
-        for deliver in self._watch.take(transfer_id):
-            remembered = state.keys.find(key)
+        for deliver in self._watch.take(pending.transfer_id):
+            remembered = state.keys.find(pending.key)
             assert remembered is not None, "an outcome that is not remembered"
             result = moved(*remembered, repeated=False)
             assert not isinstance(result, frames.Pending), "it is on its way still"

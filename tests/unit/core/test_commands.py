@@ -149,5 +149,5 @@ def test_a_linked_transfer_weighs_as_much_as_its_legs() -> None:
     """
     Or one command could be as much work as a whole frame.
     """
-    assert weight_of(LINKED) == 3
-    assert weight_of(transfer("alice", "bob", 1)) == 1
+    assert weight_of([LINKED]) == 3
+    assert weight_of([transfer("alice", "bob", 1)]) == 1
