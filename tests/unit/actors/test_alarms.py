@@ -8,16 +8,13 @@ Method: real shards on twins of their stores; the test sets the clock and says w
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from actors import cluster_notices, peer_links, shard_memory, wallet_shard
 from configs.settings import ShardSettings
 from processor.core.commands import GiveSlot, MoveLinked, Terms, TransferType
 from processor.core.decide_linked import DEADLINE_US
@@ -66,29 +63,7 @@ SMALL = ShardSettings(wallets_max=0, keys_recent_max=1, counts_max=0)
 ALICE, ALAN = names_on(0, 2)[:2]
 BOB, BERT = names_on(1, 2)[:2]
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Look and try again sooner than in production; nothing below depends on how soon.
-    """
-    monkeypatch.setattr(wallet_shard, "WATERMARK_POLL_S", 0.002)
-    monkeypatch.setattr(wallet_shard, "RETRY_S", 0.002)
-    monkeypatch.setattr(wallet_shard, "ALARM_LOOK_S_MAX", 0.002)
-    monkeypatch.setattr(peer_links, "RECONNECT_S", 0.002)
-    monkeypatch.setattr(peer_links, "RECONNECT_S_MAX", 0.02)
-    monkeypatch.setattr(cluster_notices, "RETRY_S", 0.002)
-    monkeypatch.setattr(shard_memory, "REFILL_S", 0.002)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """
-    A folder whose path is short enough for sockets.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="mil-"))
-    yield folder
-    shutil.rmtree(folder)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

@@ -10,15 +10,13 @@ Method: two or three real shards in one event loop on twins of their stores, con
 from __future__ import annotations
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from actors import cluster_notices, peer_intake, peer_links, shard_memory, wallet_shard
+from actors import peer_intake
 from actors.peer_connection import CONNECT_S_MAX
 from actors.wallet_shard import Phase
 from configs.settings import ShardSettings
@@ -53,28 +51,7 @@ BOB, BERT = names_on(1, 2)[:2]
 STRANGER = names_on(0, 2)[3]
 NOBODY = names_on(1, 2)[3]
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Look and try again sooner than in production; nothing below depends on how soon.
-    """
-    monkeypatch.setattr(wallet_shard, "WATERMARK_POLL_S", 0.002)
-    monkeypatch.setattr(wallet_shard, "RETRY_S", 0.002)
-    monkeypatch.setattr(peer_links, "RECONNECT_S", 0.002)
-    monkeypatch.setattr(peer_links, "RECONNECT_S_MAX", 0.02)
-    monkeypatch.setattr(cluster_notices, "RETRY_S", 0.002)
-    monkeypatch.setattr(shard_memory, "REFILL_S", 0.002)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """
-    A folder whose path is short enough for sockets.
-    """
-    folder = Path(tempfile.mkdtemp(prefix="mil-"))
-    yield folder
-    shutil.rmtree(folder)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture

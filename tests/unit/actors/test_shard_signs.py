@@ -7,8 +7,6 @@ Method: real shards on twins of their stores; each phase is reached by letting a
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from actors import cluster_notices, peer_links, shard_signs, wallet_shard
+from actors import shard_signs
 from actors.wallet_shard import ShardStatistics
 from processor.core.decide_linked import DEADLINE_US
 from processor.core.record import Record
@@ -36,30 +34,18 @@ BOB = names_on(1, 2)[0]
 
 PAYMENT = linked(leg(ALICE, BOB, 100), leg(ALICE, BOB, 1))
 
-
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """
-    Look and try again sooner than in production; nothing below depends on how soon.
-    """
-    monkeypatch.setattr(wallet_shard, "WATERMARK_POLL_S", 0.002)
-    monkeypatch.setattr(wallet_shard, "ALARM_LOOK_S_MAX", 0.002)
-    monkeypatch.setattr(peer_links, "RECONNECT_S", 0.002)
-    monkeypatch.setattr(peer_links, "RECONNECT_S_MAX", 0.02)
-    monkeypatch.setattr(cluster_notices, "RETRY_S", 0.002)
+pytestmark = pytest.mark.usefixtures("impatient")
 
 
 @pytest.fixture
-async def peers() -> AsyncIterator[MemoryPeers]:
+async def peers(folder: Path) -> AsyncIterator[MemoryPeers]:
     """
     Two shards, each with a wallet that has 1,000.
     """
-    folder = Path(tempfile.mkdtemp(prefix="mil-"))
     async with running_peers(folder) as peers:
         for number, name in enumerate((ALICE, BOB)):
             await peers[number].ask(open_wallet(name), deposit(name, 1_000, key=f"fill {name}"))
         yield peers
-    shutil.rmtree(folder)
 
 
 def statistics(shard: MemoryShard) -> ShardStatistics:
