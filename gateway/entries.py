@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import msgspec
 
 from gateway.endpoint import Call
-from gateway.histories import Past, instant_us, read_past, version_before
+from gateway.histories import Past, instant_us, read_past, span_between
 from gateway.history_wire import EntriesQuery
 from gateway.identifiers import timestamp_text, uuid_text
 from gateway.reply import Reply, json_reply
@@ -68,18 +68,10 @@ async def _bounds(call: Call, past: Past) -> Span | None:
     Find the versions that the query's instants and cursor leave; None when it is too early.
     """
     query: EntriesQuery = call.query
-    first, last = 1, past.known
-    since_us, until_us = instant_us(query.from_, "from"), instant_us(query.to, "to")
-    if since_us is not None:
-        before = await version_before(call, past, since_us)
-        if before is None:
-            return None
-        first = before + 1
-    if until_us is not None:
-        before = await version_before(call, past, until_us)
-        if before is None:
-            return None
-        last = min(last, before)
+    span = await span_between(call, past, query)
+    if span is None:
+        return None
+    first, last = span.first, min(past.known, span.last)
     if query.after is not None:
         return Span(max(first, query.after + 1), last)
     return Span(first, last if query.before is None else min(last, query.before - 1))

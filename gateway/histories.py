@@ -16,12 +16,13 @@ from typing import TypeVar
 import msgspec
 
 from gateway.endpoint import Call
-from gateway.history_wire import HistoryQuery
+from gateway.history_wire import EntriesQuery, HistoryQuery, StatementQuery
 from gateway.identifiers import parse_timestamp
 from gateway.problems import Refusal
 from gateway.shard_client import ShardUnavailable
 from gateway.wallets import query_invalid, read_wallet, wallet_id_of
 from processor.core.slots import NOWHERE
+from processor.storage.entries import Span
 from processor.storage.history import WalletRow
 
 LOOK_S = 0.02
@@ -104,6 +105,25 @@ async def version_before(call: Call, past: Past, at_us: int) -> int | None:
         return 0
     found = await call.gateway.history.balance_at(past.wallet_id, at_us - 1, known=past.known)
     return None if found is None else found.version
+
+
+async def span_between(call: Call, past: Past, query: EntriesQuery | StatementQuery) -> Span | None:
+    """
+    Find the versions between the instants of *query*; None when the history lacks some.
+    """
+    first, last = 1, past.known
+    since_us, until_us = instant_us(query.from_, "from"), instant_us(query.to, "to")
+    if since_us is not None:
+        before = await version_before(call, past, since_us)
+        if before is None:
+            return None
+        first = before + 1
+    if until_us is not None:
+        before = await version_before(call, past, until_us)
+        if before is None:
+            return None
+        last = before
+    return Span(first, last)
 
 
 def not_whole_yet() -> Refusal:

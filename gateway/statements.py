@@ -20,8 +20,8 @@ from gateway.histories import (
     not_whole_yet,
     read_past,
     require_version,
+    span_between,
     until_whole,
-    version_before,
 )
 from gateway.history_wire import (
     StatementClosing,
@@ -119,7 +119,7 @@ async def _opening(call: Call, past: Past) -> Opening | None:
     """
     query: StatementQuery = call.query
     if query.from_version is None and query.to_version is None:
-        span = await _span_of_instants(call, past)
+        span = await span_between(call, past, call.query)
     else:
         span = await _span_of_versions(call, past)
     if span is None:
@@ -128,23 +128,6 @@ async def _opening(call: Call, past: Past) -> Opening | None:
     if before is None:
         return None
     return Opening(past.wallet_id, past.currency, before, max(before.version, span.last))
-
-
-async def _span_of_instants(call: Call, past: Past) -> Span | None:
-    query: StatementQuery = call.query
-    before, last = 0, past.known
-    since_us, until_us = instant_us(query.from_, "from"), instant_us(query.to, "to")
-    if since_us is not None:
-        found = await version_before(call, past, since_us)
-        if found is None:
-            return None
-        before = found
-    if until_us is not None:
-        found = await version_before(call, past, until_us)
-        if found is None:
-            return None
-        last = found
-    return Span(before + 1, last)
 
 
 async def _span_of_versions(call: Call, past: Past) -> Span | None:

@@ -14,6 +14,7 @@ from processor.core.decisions import (
     RefundCounted,
     UsageCounted,
     WalletLimitsSet,
+    hold_placed,
 )
 from processor.core.hold import Hold, HoldStatus, RefundTotal
 from processor.core.limits import Usage
@@ -55,23 +56,7 @@ def apply_hold_placed(state: ShardState, decision: HoldPlaced, sequence: int, at
     assert decision.transfer_id not in state.holds, "a hold is placed twice"
     assert wallet.currency == decision.currency, "currencies differ"
     assert wallet.available - decision.amount >= wallet.minimum, "available below minimum"
-    hold = Hold(
-        decision.transfer_id,
-        decision.merchant_id,
-        decision.source,
-        decision.destination,
-        decision.currency,
-        decision.amount,
-        0,
-        0,
-        HoldStatus.OPEN,
-        False,
-        at_us,
-        decision.expires_at_us,
-        decision.reference,
-        decision.metadata,
-    )
-    take_hold(state, hold, sequence)
+    take_hold(state, hold_placed(decision, at_us), sequence)
 
 
 def take_hold(state: ShardState, hold: Hold, sequence: int) -> None:

@@ -18,7 +18,7 @@ from collections import defaultdict
 import msgspec
 
 from processor.core.commands import Leg, MoveMoney, Terms, TransferType
-from processor.core.hold import Hold, RefundTotal
+from processor.core.hold import Hold, HoldStatus, RefundTotal
 from processor.core.limits import Counter, Limits, Usage
 from processor.core.reject_reason import RejectReason
 from processor.core.wallet import Wallet, WalletStatus
@@ -243,6 +243,28 @@ class HoldPlaced(msgspec.Struct, array_like=True, tag=19, frozen=True, gc=False)
     lifetime_s: int
     expires_at_us: int
     terms: Terms | None = None
+
+
+def hold_placed(decision: HoldPlaced, at_us: int) -> Hold:
+    """
+    Return the hold that *decision* has placed at *at_us*.
+    """
+    return Hold(
+        decision.transfer_id,
+        decision.merchant_id,
+        decision.source,
+        decision.destination,
+        decision.currency,
+        decision.amount,
+        captured=0,
+        pending=0,
+        status=HoldStatus.OPEN,
+        is_ending=False,
+        placed_at_us=at_us,
+        expires_at_us=decision.expires_at_us,
+        reference=decision.reference,
+        metadata=decision.metadata,
+    )
 
 
 class HoldChanged(msgspec.Struct, array_like=True, tag=20, frozen=True, gc=False):

@@ -19,8 +19,9 @@ from processor.core.decisions import (
     RefundCounted,
     SlotGiven,
     SlotTaken,
+    hold_placed,
 )
-from processor.core.hold import Hold, HoldStatus
+from processor.core.hold import Hold
 from processor.storage.projected_change import Change, Stamp
 
 _REMOVE_HOLDS = "DELETE FROM holds WHERE shard_id = $1 AND hold_id = ANY($2::uuid[])"
@@ -66,22 +67,7 @@ class CountRows:
         self._refunds: dict[bytes, tuple[str, int, int]] = {}  # Wallet, refunded, version.
 
     def place(self, decision: HoldPlaced, stamp: Stamp) -> None:
-        hold = Hold(
-            decision.transfer_id,
-            decision.merchant_id,
-            decision.source,
-            decision.destination,
-            decision.currency,
-            decision.amount,
-            captured=0,
-            pending=0,
-            status=HoldStatus.OPEN,
-            is_ending=False,
-            placed_at_us=stamp.at_us,
-            expires_at_us=decision.expires_at_us,
-            reference=decision.reference,
-            metadata=decision.metadata,
-        )
+        hold = hold_placed(decision, stamp.at_us)
         self._holds[hold.hold_id] = (hold, stamp.at)
 
     def change(self, decision: HoldChanged, stamp: Stamp) -> None:
